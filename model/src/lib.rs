@@ -1,0 +1,36 @@
+//! The policy network: ONE definition, used unchanged by rollout and trainer.
+//!
+//! A checkpoint folder in Hugging Face layout (or a GGUF file) becomes a [`Transformer`]; its three
+//! forward passes ([`Transformer::forward_packed`], [`Transformer::prefill`],
+//! [`Transformer::decode`]) share every layer. Losses and rollouts live elsewhere.
+
+pub mod chat;
+pub mod checkpoint;
+pub mod config;
+pub mod gguf;
+pub mod gqa;
+pub mod indexer;
+pub mod indexer_loss;
+pub mod input;
+pub mod kv_cache;
+pub mod logprobs;
+pub mod mlp;
+pub mod moe;
+pub mod parameter;
+pub mod random_model;
+pub mod rope;
+pub mod router;
+pub mod tokenizer;
+pub mod transformer;
+pub mod upcycle;
+pub mod weights;
+
+pub use config::{DsaConfig, ModelConfig, MoeConfig, ScoringFunc};
+pub use input::{Document, PackedInput};
+pub use kv_cache::KvCache;
+pub use logprobs::KeptTokens;
+pub use parameter::{Parameter, ParameterGroup};
+pub use router::{Routing, RoutingTrace};
+pub use tokenizer::Tokenizer;
+pub use transformer::{Attention, ForwardOptions, ForwardOutput, Transformer};
+pub use weights::{WeightError, WeightSource};

@@ -1,0 +1,4 @@
+//! Placeholder.
+/// Token ids from text and back.
+#[derive(Debug)]
+pub struct Tokenizer;
