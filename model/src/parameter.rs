@@ -28,7 +28,8 @@ impl Parameter {
     /// Wraps f32 `master`; computation runs in `kind`.
     pub fn new(name: &str, group: ParameterGroup, master: Tensor, kind: Kind) -> Parameter {
         let compute = if kind == Kind::Float {
-            master.shallow_clone()
+            // The same storage without the master's gradient.
+            master.detach()
         } else {
             master.to_kind(kind)
         };
@@ -53,6 +54,14 @@ impl Parameter {
     /// The f32 weight for a forward pass (norms, router and indexer projections keep f32).
     pub fn weight_f32(&self) -> Tensor {
         self.master.shallow_clone()
+    }
+
+    /// Drops the gradient: the master becomes a fresh leaf over the same storage.
+    pub fn clear_grad(&mut self) {
+        if self.master.grad().defined() {
+            let requires_grad = self.master.requires_grad();
+            self.master = self.master.detach().set_requires_grad(requires_grad);
+        }
     }
 
     /// Refreshes the compute copy after the optimizer changed the master.
