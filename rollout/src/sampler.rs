@@ -269,18 +269,23 @@ impl Tempered {
         let mut pending: Vec<i64> = (0..rows).collect();
         while !pending.is_empty() {
             let index = Tensor::from_slice(&pending).to_device(self.logits.device());
-            let (values, _) = self.logits.index_select(0, &index).topk(width, 1, true, true);
+            let (values, _) = self
+                .logits
+                .index_select(0, &index)
+                .topk(width, 1, true, true);
             let lens = if config.top_p < 1.0 {
                 let sums = (&values - self.max.index_select(0, &index))
                     .exp_()
                     .cumsum(1, Kind::Double)
                     / total.index_select(0, &index).unsqueeze(1);
                 // Prefixes that fall short of top_p, and the one after them.
-                sums.lt(config.top_p)
-                    .sum_dim_intlist(1, false, Kind::Int64)
-                    + 1
+                sums.lt(config.top_p).sum_dim_intlist(1, false, Kind::Int64) + 1
             } else {
-                Tensor::full([pending.len() as i64], width, (Kind::Int64, values.device()))
+                Tensor::full(
+                    [pending.len() as i64],
+                    width,
+                    (Kind::Int64, values.device()),
+                )
             };
             let ends: Tensor = lens.clamp_max(width) - 1;
             let floors = to_f64(&values.gather(1, &ends.unsqueeze(1), false));
