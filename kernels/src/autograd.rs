@@ -317,7 +317,10 @@ mod tests {
     #[test]
     fn backward_without_history_is_an_error() {
         let error = backward(&[Tensor::from_slice(&[1.0])], &[]).unwrap_err();
-        assert!(error.to_string().contains("does not require grad"), "{error}");
+        assert!(
+            error.to_string().contains("does not require grad"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -432,7 +435,10 @@ mod tests {
             let out = checkpoint(&inputs, move |x| block(&captured, x));
             assert_eq!(out[1].kind(), Kind::Int64);
             backward(&[loss(&out)], &[]).unwrap();
-            assert_eq!(values(&x.grad().view([-1])), values(&expected[0].view([-1])));
+            assert_eq!(
+                values(&x.grad().view([-1])),
+                values(&expected[0].view([-1]))
+            );
             assert_eq!(
                 values(&weight.grad().view([-1])),
                 values(&expected[1].view([-1]))
@@ -459,7 +465,9 @@ mod tests {
         let x = leaf(&[4.0]);
         let out = checkpoint(&[x.shallow_clone()], move |x| {
             let inner = captured.shallow_clone();
-            let twice = checkpoint(&[x[0].view([1])], move |x| vec![&x[0] * &inner, x[0].view([1])]);
+            let twice = checkpoint(&[x[0].view([1])], move |x| {
+                vec![&x[0] * &inner, x[0].view([1])]
+            });
             vec![&twice[0] * &twice[1], x[0].view([1, 1])]
         });
         // w x^2 + x

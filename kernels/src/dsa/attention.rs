@@ -45,7 +45,11 @@ pub fn attend_selected(
         .map(|start| {
             let rows = tile.min(num_queries - start);
             let selected = selected.narrow(0, start, rows);
-            let inputs = [q.narrow(0, start, rows), k.shallow_clone(), v.shallow_clone()];
+            let inputs = [
+                q.narrow(0, start, rows),
+                k.shallow_clone(),
+                v.shallow_clone(),
+            ];
             let mut attended = autograd::checkpoint(&inputs, move |x| {
                 let tile = attend_tile(&x[0], &x[1], &x[2], &selected, scale);
                 vec![tile.output, tile.head_probs_sum]
@@ -108,7 +112,10 @@ fn attend_gathered(q: &Tensor, k: &Tensor, v: &Tensor, selected: &Tensor, scale:
 fn absent_bias(selected: &Tensor, num_kv: i64, kind: Kind) -> Tensor {
     let (num_rows, num_selected) = selected.size2().expect("selected is [rows, K]");
     Tensor::zeros([num_rows, 1, 1, num_selected], (kind, selected.device()))
-        .masked_fill(&selected.lt(0).view([num_rows, 1, 1, num_selected]), f64::NEG_INFINITY)
+        .masked_fill(
+            &selected.lt(0).view([num_rows, 1, 1, num_selected]),
+            f64::NEG_INFINITY,
+        )
         .expand([num_rows, num_kv, 1, num_selected], false)
         .reshape([num_rows * num_kv, 1, num_selected])
 }
@@ -169,7 +176,10 @@ mod tests {
     }
 
     fn max_difference(a: &Tensor, b: &Tensor) -> f64 {
-        (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).abs().max().double_value(&[])
+        (a.to_kind(Kind::Double) - b.to_kind(Kind::Double))
+            .abs()
+            .max()
+            .double_value(&[])
     }
 
     /// A causal selection of `topk` keys a query: early rows are short and end in -1.
@@ -184,7 +194,9 @@ mod tests {
     fn softmax_runs_over_the_selected_keys_only() {
         // Scores ln 1, ln 3 and (not selected) ln 100: probabilities 1/4 and 3/4.
         let q = Tensor::from_slice(&[2.0_f32]).view([1, 1, 1]);
-        let k = Tensor::from_slice(&[1.0_f32, 100.0, 3.0]).log().view([3, 1, 1]);
+        let k = Tensor::from_slice(&[1.0_f32, 100.0, 3.0])
+            .log()
+            .view([3, 1, 1]);
         let v = Tensor::from_slice(&[4.0_f32, 1000.0, 8.0]).view([3, 1, 1]);
         let selected = Tensor::from_slice(&[0_i64, 2, -1]).view([1, 3]);
         let attended = attend_selected(&q, &k, &v, &selected, 0.5, 8);
@@ -197,9 +209,12 @@ mod tests {
     #[test]
     fn attention_equals_the_reference() {
         tch::manual_seed(5);
-        for (heads, num_kv, queries, keys, topk) in
-            [(9, 3, 20, 20, 6), (4, 1, 7, 30, 5), (2, 2, 12, 12, 50), (6, 3, 40, 400, 4)]
-        {
+        for (heads, num_kv, queries, keys, topk) in [
+            (9, 3, 20, 20, 6),
+            (4, 1, 7, 30, 5),
+            (2, 2, 12, 12, 50),
+            (6, 3, 40, 400, 4),
+        ] {
             for (kind, tolerance) in [(Kind::Float, 1e-5), (Kind::BFloat16, 2e-2)] {
                 let q = random(&[queries, heads, 8], kind);
                 let k = random(&[keys, num_kv, 8], kind);
@@ -224,7 +239,8 @@ mod tests {
         let selected = causal_selection(11, 11, 4);
         let run = |tile| {
             let leaves = inputs.each_ref().map(|x| x.copy().set_requires_grad(true));
-            let attended = attend_selected(&leaves[0], &leaves[1], &leaves[2], &selected, 0.5, tile);
+            let attended =
+                attend_selected(&leaves[0], &leaves[1], &leaves[2], &selected, 0.5, tile);
             assert!(!attended.head_probs_sum.requires_grad());
             autograd::backward(&[attended.output.square().sum(Kind::Double)], &[]).unwrap();
             leaves.map(|leaf| leaf.grad())
