@@ -4,3 +4,5 @@
 pub fn is_enabled() -> bool {
     true
 }
+/// x
+pub fn checkpoint(_i:&[tch::Tensor], _f: impl Fn(&[tch::Tensor])->Vec<tch::Tensor> + 'static)->Vec<tch::Tensor>{todo!()}

@@ -5,3 +5,4 @@
 
 pub use tch;
 pub mod autograd;
+pub mod dsa;
