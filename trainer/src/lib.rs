@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod optimizer;
 pub mod orchestrator;
 pub mod progress;
+pub mod resume_check;
 mod ron_text;
 pub mod run_folder;
 pub mod schedule;
