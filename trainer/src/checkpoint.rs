@@ -1,7 +1,7 @@
 //! Run checkpoints: everything a killed run needs to continue bit for bit.
 //!
 //! ```text
-//! checkpoints/step-000040/         after step 40 of the run
+//! checkpoints/step-000040/         after optimizer step 40 of the run
 //!     weights.safetensors          f32 masters by Hugging Face name
 //!     optimizer.safetensors        moments and step counts
 //!     state.json                   TrainState: stage, steps, policy version, cursors
@@ -39,9 +39,9 @@ const STATE: &str = "state.json";
 pub struct TrainState {
     /// Index of the stage in the run's list.
     pub stage: usize,
-    /// Steps done in it (rollouts, in the grpo stage).
-    pub step: usize,
-    /// Steps done in the run; names the checkpoint.
+    /// Steps done in it.
+    pub step_in_stage: usize,
+    /// Optimizer steps done in the run; names the checkpoint.
     pub global_step: u64,
     /// Version of the policy.
     pub policy_version: u64,
