@@ -8,7 +8,9 @@ use super::*;
 use crate::config::{DsaConfig, MoeConfig, ScoringFunc};
 
 fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/golden")
+        .join(name)
 }
 
 fn tiny_config() -> ModelConfig {
@@ -39,15 +41,28 @@ fn tiny_tensors() -> Vec<(String, Tensor)> {
     };
     vec![
         ("model.embed_tokens.weight".to_string(), ramp(259, 8)),
-        ("model.layers.0.self_attn.q_proj.weight".to_string(), ramp(8, 8)),
-        ("model.layers.0.mlp.down_proj.weight".to_string(), ramp(6, 8).tr()),
+        (
+            "model.layers.0.self_attn.q_proj.weight".to_string(),
+            ramp(8, 8),
+        ),
+        (
+            "model.layers.0.mlp.down_proj.weight".to_string(),
+            ramp(6, 8).tr(),
+        ),
         ("model.norm.weight".to_string(), ramp(1, 8).reshape([8])),
     ]
 }
 
 fn save_tiny(dir: &Path, kind: Kind, max_shard_bytes: usize) -> Result<(), CheckpointError> {
     let tokenizer = Tokenizer::byte_level();
-    save(dir, &tiny_config(), &tokenizer, &tiny_tensors(), kind, max_shard_bytes)
+    save(
+        dir,
+        &tiny_config(),
+        &tokenizer,
+        &tiny_tensors(),
+        kind,
+        max_shard_bytes,
+    )
 }
 
 fn entries(dir: &Path) -> Vec<String> {
@@ -90,7 +105,10 @@ fn configs_written_by_transformers_are_read() {
         scoring_func: ScoringFunc::Softmax,
     };
     assert_eq!(mixtral.moe, Some(moe));
-    assert_eq!(mixtral.head_dim, 8, "head_dim null is hidden_size / num_attention_heads");
+    assert_eq!(
+        mixtral.head_dim, 8,
+        "head_dim null is hidden_size / num_attention_heads"
+    );
 }
 
 /// The config.json of tiny_llama after `change`.
@@ -131,7 +149,10 @@ fn configs_that_ask_for_something_unknown_are_refused_by_key() {
         error
     };
     let error = refusal("model_type", json!("gpt_neox"));
-    assert!(error.contains("'gpt_neox' is not known; llama and mixtral are"), "{error}");
+    assert!(
+        error.contains("'gpt_neox' is not known; llama and mixtral are"),
+        "{error}"
+    );
     assert!(refusal("attention_bias", json!(true)).contains("attention_bias"));
     assert!(refusal("hidden_act", json!("gelu")).contains("gelu"));
     assert!(refusal("sliding_window", json!(4096)).contains("sliding_window"));
@@ -167,7 +188,15 @@ fn a_config_survives_writing_and_reading() {
     };
     for _ in 0..2 {
         let target = dir.path().join("model");
-        save(&target, &config, &Tokenizer::byte_level(), &[], Kind::Float, 1000).unwrap();
+        save(
+            &target,
+            &config,
+            &Tokenizer::byte_level(),
+            &[],
+            Kind::Float,
+            1000,
+        )
+        .unwrap();
         assert_eq!(read_config(&target).unwrap(), config);
         config = tiny_config();
     }
@@ -184,9 +213,18 @@ fn tensors_written_by_transformers_are_read() {
 
     let error = folder.tensor(name, &[16, 32]).unwrap_err().to_string();
     assert!(error.contains("tiny_mixtral/model.safetensors"), "{error}");
-    assert!(error.contains("has shape [32, 16], the config asks for [16, 32]"), "{error}");
-    let error = folder.tensor("model.layers.2.x", &[1]).unwrap_err().to_string();
-    assert!(error.contains("tiny_mixtral: tensor 'model.layers.2.x' is missing"), "{error}");
+    assert!(
+        error.contains("has shape [32, 16], the config asks for [16, 32]"),
+        "{error}"
+    );
+    let error = folder
+        .tensor("model.layers.2.x", &[1])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("tiny_mixtral: tensor 'model.layers.2.x' is missing"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -196,7 +234,10 @@ fn unknown_tensors_are_listed() {
     assert_eq!(all.len(), 11);
     assert_eq!(folder.unknown_tensors(&all), Vec::<String>::new());
     let expected: Vec<String> = all[1..].to_vec();
-    assert_eq!(folder.unknown_tensors(&expected), ["model.embed_tokens.weight"]);
+    assert_eq!(
+        folder.unknown_tensors(&expected),
+        ["model.embed_tokens.weight"]
+    );
 }
 
 #[test]
@@ -215,7 +256,11 @@ fn a_saved_model_is_read_back_exactly_in_every_type_and_any_number_of_shards() {
             assert_eq!(config, tiny_config());
             assert_eq!(tokenizer.vocab_size(), 259);
             for (name, tensor) in tiny_tensors() {
-                assert_eq!(source.tensor(&name, &tensor.size()).unwrap(), tensor, "{name}");
+                assert_eq!(
+                    source.tensor(&name, &tensor.size()).unwrap(),
+                    tensor,
+                    "{name}"
+                );
             }
         }
     }
@@ -249,7 +294,10 @@ fn a_safetensors_file_cut_short_or_damaged_is_an_error() {
     for len in 0..whole.len() {
         fs::write(&shard, &whole[..len]).unwrap();
         let error = error();
-        assert!(error.contains("model-00002-of-00003.safetensors"), "{error}");
+        assert!(
+            error.contains("model-00002-of-00003.safetensors"),
+            "{error}"
+        );
         assert!(error.contains(&format!("ends at byte {len}")), "{error}");
     }
     let mut absurd = whole.clone();
@@ -259,11 +307,23 @@ fn a_safetensors_file_cut_short_or_damaged_is_an_error() {
     let mut damaged = whole.clone();
     damaged[8] = b'[';
     fs::write(&shard, &damaged).unwrap();
-    assert!(error().contains("damaged safetensors header"), "{}", error());
+    assert!(
+        error().contains("damaged safetensors header"),
+        "{}",
+        error()
+    );
     fs::remove_file(&shard).unwrap();
-    assert!(error().contains("00002-of-00003.safetensors: is missing"), "{}", error());
+    assert!(
+        error().contains("00002-of-00003.safetensors: is missing"),
+        "{}",
+        error()
+    );
     fs::remove_file(target.join("model.safetensors.index.json")).unwrap();
-    assert!(error().contains("neither model.safetensors nor"), "{}", error());
+    assert!(
+        error().contains("neither model.safetensors nor"),
+        "{}",
+        error()
+    );
 }
 
 #[test]
@@ -288,10 +348,20 @@ fn an_index_that_lies_is_refused() {
 fn integer_tensors_are_refused_by_name() {
     let dir = TempDir::new().unwrap();
     let header = r#"{"x":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}  "#;
-    let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[0; 8]].concat();
+    let bytes = [
+        &(header.len() as u64).to_le_bytes(),
+        header.as_bytes(),
+        &[0; 8],
+    ]
+    .concat();
     fs::write(dir.path().join("model.safetensors"), bytes).unwrap();
     let error = HfFolder::open(dir.path()).unwrap().tensor("x", &[1]);
-    assert!(error.unwrap_err().to_string().contains("tensor 'x' is of type I64"));
+    assert!(
+        error
+            .unwrap_err()
+            .to_string()
+            .contains("tensor 'x' is of type I64")
+    );
 }
 
 #[test]
@@ -365,13 +435,30 @@ fn open_refuses_a_tokenizer_larger_than_the_embedding_and_joins_eos() {
     let dir = TempDir::new().unwrap();
     let target = dir.path().join("model");
     let write = |config: &ModelConfig| {
-        save(&target, config, &Tokenizer::byte_level(), &tiny_tensors(), Kind::Float, 1 << 20).unwrap();
+        save(
+            &target,
+            config,
+            &Tokenizer::byte_level(),
+            &tiny_tensors(),
+            Kind::Float,
+            1 << 20,
+        )
+        .unwrap();
         open(&target).map(|(config, ..)| config)
     };
     let eos = vec![3];
-    let config = ModelConfig { eos_token_ids: eos, ..tiny_config() };
+    let config = ModelConfig {
+        eos_token_ids: eos,
+        ..tiny_config()
+    };
     assert_eq!(write(&config).unwrap().eos_token_ids, [3, 257]);
-    let small = ModelConfig { vocab_size: 258, ..tiny_config() };
+    let small = ModelConfig {
+        vocab_size: 258,
+        ..tiny_config()
+    };
     let error = write(&small).unwrap_err().to_string();
-    assert!(error.contains("the tokenizer has 259 tokens, the embedding 258 rows"), "{error}");
+    assert!(
+        error.contains("the tokenizer has 259 tokens, the embedding 258 rows"),
+        "{error}"
+    );
 }

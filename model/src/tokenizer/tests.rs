@@ -3,13 +3,17 @@ use crate::chat::Message;
 
 /// 256 byte symbols, then six merged tokens and one special token.
 fn vocabulary(pre_tokenizer: &str) -> GgufVocabulary {
-    let mut tokens: Vec<String> = (0..=255).map(|byte| byte_symbol(byte).to_string()).collect();
+    let mut tokens: Vec<String> = (0..=255)
+        .map(|byte| byte_symbol(byte).to_string())
+        .collect();
     tokens.extend(["Ġa", "Ġab", "ab", "'s", "12", "ĠĠ", "<end>", "<tool>"].map(String::from));
     let mut token_types = vec![1; 262];
     token_types.extend([3, 4]);
     GgufVocabulary {
         tokens,
-        merges: ["Ġ a", "a b", "Ġa b", "' s", "1 2", "Ġ Ġ"].map(String::from).to_vec(),
+        merges: ["Ġ a", "a b", "Ġa b", "' s", "1 2", "Ġ Ġ"]
+            .map(String::from)
+            .to_vec(),
         token_types,
         pre_tokenizer: pre_tokenizer.to_string(),
         eos_token_id: Some(262),
@@ -68,7 +72,10 @@ fn byte_level_ids_are_the_bytes() {
     let text = "a 1\n\u{e9}\u{0}<|im_end|>";
     assert_eq!(tokenizer.encode(text), [97, 32, 49, 10, 0xc3, 0xa9, 0, 257]);
     for byte in 0..=127 {
-        assert_eq!(tokenizer.encode(&char::from(byte).to_string()), [u32::from(byte)]);
+        assert_eq!(
+            tokenizer.encode(&char::from(byte).to_string()),
+            [u32::from(byte)]
+        );
     }
     let everything: String = (0..0x2000).filter_map(char::from_u32).collect();
     assert_eq!(tokenizer.decode(&tokenizer.encode(&everything)), everything);
@@ -113,7 +120,10 @@ fn a_saved_tokenizer_is_read_back_the_same() {
 fn every_form_of_tokenizer_config_is_understood() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
-    build(vocabulary("smollm")).unwrap().save(folder.path()).unwrap();
+    build(vocabulary("smollm"))
+        .unwrap()
+        .save(folder.path())
+        .unwrap();
     let config = r#"{"eos_token": {"content": "<end>", "special": true}, "bos_token": null,
         "chat_template": [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes"}]}"#;
     std::fs::write(path("tokenizer_config.json"), config).unwrap();
@@ -127,7 +137,9 @@ fn every_form_of_tokenizer_config_is_understood() {
     assert_eq!(tokenizer.chat_template(), Some("from its own file"));
 
     std::fs::write(path("tokenizer_config.json"), r#"{"eos_token": "<gone>"}"#).unwrap();
-    let error = Tokenizer::from_folder(folder.path()).unwrap_err().to_string();
+    let error = Tokenizer::from_folder(folder.path())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("eos_token '<gone>'"), "{error}");
 }
 
@@ -149,8 +161,16 @@ fn truncation_and_padding_in_the_file_are_not_applied() {
 #[test]
 fn files_that_are_missing_or_damaged_are_named() {
     let folder = tempfile::tempdir().unwrap();
-    let error = || Tokenizer::from_folder(folder.path()).unwrap_err().to_string();
-    assert!(error().contains("tokenizer.json: No such file"), "{}", error());
+    let error = || {
+        Tokenizer::from_folder(folder.path())
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(
+        error().contains("tokenizer.json: No such file"),
+        "{}",
+        error()
+    );
     std::fs::write(folder.path().join("tokenizer.json"), "{").unwrap();
     assert!(error().contains("tokenizer.json: "), "{}", error());
     let word_level = r#"{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}, "added_tokens": []}"#;
