@@ -20,6 +20,14 @@ pub fn is_enabled() -> bool {
     unsafe { ffi::baleen_grad_mode_is_enabled() != 0 }
 }
 
+/// Makes the gradient of `leaf` undefined, which frees it.
+pub fn clear_grad(leaf: &Tensor) {
+    let lent = ffi::lend([leaf]);
+    // SAFETY: the pointer is lent for the call, which only drops the gradient's own reference.
+    let code = unsafe { ffi::baleen_clear_grad(lent[0]) };
+    ffi::check("clear_grad", code).expect("dropping a reference does not fail");
+}
+
 /// Adds to `.grad` of every leaf w that `outputs` depend on: sum_i d outputs_i / d w * grad_outputs_i.
 ///
 /// `grad_outputs` has one tensor per output, of its shape; it may be empty when all outputs are
