@@ -17,6 +17,7 @@ pub mod dsa;
 pub mod error;
 mod ffi;
 pub mod foreach;
+pub mod runtime;
 
 pub use error::KernelError;
 pub use tch;

@@ -37,6 +37,14 @@ pub enum TrainerError {
     /// Optimizer.
     #[error(transparent)]
     Optimizer(#[from] OptimizerError),
+    /// The operating system refused.
+    #[error("{path}: {source}")]
+    Io {
+        /// File or folder.
+        path: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
     /// Text to train on.
     #[error("{path}: {problem}")]
     Text {
@@ -48,12 +56,4 @@ pub enum TrainerError {
     /// The policy has no token that ends a completion.
     #[error("the policy's config.json names no eos_token_id, so no completion could ever end; add one")]
     NoStopToken,
-    /// The text source of a stage yields nothing.
-    #[error("stage {stage}: {problem}")]
-    Stage {
-        /// Stage name.
-        stage: &'static str,
-        /// What is wrong and what to change.
-        problem: String,
-    },
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use kernels::tch::{Device, Kind};
 use model::random_model::RandomSource;
-use model::upcycle::{IndexerSource, UpcycledSource, upcycle_config};
+use model::upcycle::{IndexerSource, UpcycledSource, indexer_config, upcycle_config};
 use model::{ModelConfig, Tokenizer, Transformer, WeightSource};
 
 use crate::config::{Compute, PolicyConfig, PolicySource};
@@ -28,7 +28,7 @@ pub fn open(policy: &PolicyConfig, seed: u64) -> Result<PolicyParts, TrainerErro
     let (mut config, mut source, tokenizer): (_, Box<dyn WeightSource>, _) = match &policy.source {
         PolicySource::Path(path) => model::checkpoint::open(Path::new(path))?,
         PolicySource::Random(config) => {
-            (config.clone(), Box::new(RandomSource::new(seed)), Tokenizer::byte_level())
+            (config.clone(), Box::new(RandomSource::new(config, seed)), Tokenizer::byte_level())
         }
     };
     if let Some(upcycle) = &policy.upcycle {
@@ -36,7 +36,7 @@ pub fn open(policy: &PolicyConfig, seed: u64) -> Result<PolicyParts, TrainerErro
         source = Box::new(UpcycledSource::new(source, seed));
     }
     if let Some(dsa) = &policy.dsa {
-        config.dsa = Some(dsa.clone());
+        config = indexer_config(&config, dsa.clone())?;
         source = Box::new(IndexerSource::new(source, seed));
     }
     Ok(PolicyParts { config, source, tokenizer })

@@ -110,6 +110,11 @@ impl RunLayout {
             .join(format!("step-{global_step:06}.parquet"))
     }
 
+    /// The final policy, a Hugging Face folder.
+    pub fn model_path(&self) -> PathBuf {
+        self.root.join("model")
+    }
+
     /// Whether a run is there.
     pub fn is_run(&self) -> bool {
         self.config_path().is_file()

@@ -9,7 +9,7 @@ use crate::advantage::group_advantages;
 use crate::config::GrpoConfig;
 use crate::error::TrainerError;
 use crate::learner::{GrpoLearner, GrpoStep};
-use crate::metrics::StepMetrics;
+use crate::metrics::{StepMetrics, StepSecs};
 use crate::schedule;
 use crate::session::{Rollout, Session};
 
@@ -26,7 +26,7 @@ pub fn step(session: &mut Session, stage: &GrpoConfig) -> Result<StepMetrics, Tr
     let rollout = session.sample("rollout", prompts, stage.group_size, &session.config.sampling)?;
 
     let advantages: Vec<Vec<Option<f64>>> = rollout.groups.iter().map(|group| group_advantages(&rewards(group))).collect();
-    let file = session.folder.rollout_file(session.state.global_step + 1);
+    let file = session.folder.rollout_path(session.state.global_step + 1);
     // An invalid sample has no advantage; its row says why.
     let flat: Vec<f64> = advantages.iter().flatten().map(|advantage| advantage.unwrap_or(f64::NAN)).collect();
     rollout::rollout_file::write(&file, session.state.global_step + 1, &rollout.groups, &flat)?;
@@ -38,7 +38,7 @@ pub fn step(session: &mut Session, stage: &GrpoConfig) -> Result<StepMetrics, Tr
         policy: &session.policy,
         reference: session.reference.as_ref(),
     };
-    let taken = session.state.step * stage.mini_batches;
+    let taken = session.state.step_in_stage * stage.mini_batches;
     let total = stage.steps * stage.mini_batches;
     let rate = |mini_batch| schedule::learning_rate(&stage.learning_rate, taken + mini_batch, total);
     let start = Instant::now();
@@ -71,14 +71,14 @@ fn metrics(rollout: &Rollout, step: &GrpoStep, train_secs: f64) -> StepMetrics {
         reward_mean: Some(mean),
         reward_std: Some(variance.sqrt()),
         pass_rate: Some(rewards.iter().filter(|&&reward| reward >= 1.0).count() as f64 / valid),
-        invalid_samples: Some(count as u64 - rewards.len() as u64),
+        invalid_samples: Some(count as usize - rewards.len()),
         loss: Some(step.loss),
         kl: Some(step.stats.kl_mean()),
         ratio_mean: Some(step.stats.ratio_mean()),
         ratio_max: Some(step.stats.ratio_max),
         clipped_share: Some(step.stats.clipped_share()),
-        masked_sequences: Some(step.stats.masked_sequences),
-        masked_tokens: Some(step.stats.masked_tokens),
+        masked_sequences: Some(step.stats.masked_sequences as usize),
+        masked_tokens: Some(step.stats.masked_tokens as usize),
         logprob_gap_mean: Some(step.logprob_gap_mean),
         logprob_gap_max: Some(step.logprob_gap_max),
         routing_agreement_free: step.routing_agreement_free,
@@ -97,9 +97,12 @@ fn metrics(rollout: &Rollout, step: &GrpoStep, train_secs: f64) -> StepMetrics {
         indexer_grad_norm: step.indexer_kl.map(|_| step.norms.indexer),
         rollout_tokens_per_sec: Some(rollout.stats.sampled_tokens as f64 / rollout.secs),
         train_tokens_per_sec: Some(step.num_tokens as f64 / train_secs),
-        secs_rollout: Some(rollout.secs),
-        secs_reference: (step.reference_secs > 0.0).then_some(step.reference_secs),
-        secs_train: Some(train_secs),
+        secs: StepSecs {
+            rollout: Some(rollout.secs),
+            reference: (step.reference_secs > 0.0).then_some(step.reference_secs),
+            train: Some(train_secs),
+            ..StepSecs::default()
+        },
         ..StepMetrics::default()
     }
 }

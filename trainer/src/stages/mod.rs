@@ -10,7 +10,7 @@ use std::time::Instant;
 use crate::config::{StageConfig, TextStageConfig};
 use crate::error::TrainerError;
 use crate::learner::{self, TextObjective};
-use crate::metrics::StepMetrics;
+use crate::metrics::{StepMetrics, StepSecs};
 use crate::schedule;
 use crate::session::Session;
 
@@ -49,7 +49,7 @@ fn text_step(
     if whole_text {
         documents.iter_mut().for_each(|document| document.loss_from = 1);
     }
-    let rate = schedule::learning_rate(&stage.learning_rate, session.state.step, stage.steps);
+    let rate = schedule::learning_rate(&stage.learning_rate, session.state.step_in_stage, stage.steps);
     let start = Instant::now();
     let step =
         learner::text_step(session.config, &session.policy, &mut session.optimizer, &documents, objective, rate)?;
@@ -63,7 +63,7 @@ fn text_step(
         learning_rate: Some(rate),
         keys_selected_share: Some(step.key_share),
         train_tokens_per_sec: Some(step.num_tokens as f64 / secs),
-        secs_train: Some(secs),
+        secs: StepSecs { train: Some(secs), ..StepSecs::default() },
         ..StepMetrics::default()
     })
 }
