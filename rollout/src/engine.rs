@@ -7,8 +7,8 @@
 
 use std::time::Instant;
 
-use model::{Attention, ForwardOptions, ForwardOutput, KeptTokens, KvCache, Routing, RoutingTrace};
 use model::Transformer;
+use model::{Attention, ForwardOptions, ForwardOutput, KeptTokens, KvCache, Routing, RoutingTrace};
 use tch::{Kind, Tensor};
 
 use crate::draws;
@@ -223,7 +223,12 @@ impl<'a> Engine<'a> {
         }
         let rows: Vec<&Tensor> = admissions
             .iter()
-            .map(|a| &self.started[a.id.request].as_ref().expect("prefilled before").logits)
+            .map(|a| {
+                &self.started[a.id.request]
+                    .as_ref()
+                    .expect("prefilled before")
+                    .logits
+            })
             .collect();
         let logits = Tensor::stack(&rows, 0);
         for admission in admissions {
@@ -289,9 +294,7 @@ impl<'a> Engine<'a> {
             })
             .collect();
         let tokens = Tensor::from_slice(&tokens).to_device(self.model.device());
-        let output = self
-            .model
-            .decode(&mut self.cache, &tokens, &self.options);
+        let output = self.model.decode(&mut self.cache, &tokens, &self.options);
         let mut routing = RoutingRows::of(&output);
         for &slot in &slots {
             let row = routing.take(1);
@@ -317,7 +320,12 @@ impl<'a> Engine<'a> {
             })
             .collect();
         let sampling = &self.settings.sampling;
-        let tokens = sample_batch(&logits, sampling, &draws, self.settings.allowed_vocab as i64);
+        let tokens = sample_batch(
+            &logits,
+            sampling,
+            &draws,
+            self.settings.allowed_vocab as i64,
+        );
         let mut num_finished = 0;
         for (&slot, (id, token)) in slots.iter().zip(ids.iter().zip(tokens)) {
             if self.record(*id, token)? {
@@ -387,8 +395,8 @@ impl RoutingRows {
         };
         let size = routing.size();
         // i32 halves the transfer of i64 ids; they fit (at most 65535 experts).
-        let ids: Vec<i32> = Vec::try_from(routing.to_kind(Kind::Int).view([-1]))
-            .expect("a flat i32 tensor");
+        let ids: Vec<i32> =
+            Vec::try_from(routing.to_kind(Kind::Int).view([-1])).expect("a flat i32 tensor");
         RoutingRows {
             num_layers: size[1] as usize,
             top_k: size[2] as usize,

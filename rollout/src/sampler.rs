@@ -4,8 +4,9 @@
 //! id ascending), each filter keeps a prefix: top-k the first k; top-p the shortest prefix whose
 //! sum is >= top_p; min-p the tokens with p >= min_p max(p). The kept set K is the shortest of the
 //! three and always holds the most likely token. The token drawn is the first of K, by ascending
-//! id, whose cumulative weight exceeds u; its log-prob is log p(token) - log sum_K p, which is
-//! exactly log_softmax(logits / temperature) restricted to K. Legend: B rows, V vocabulary.
+//! id, whose cumulative weight exceeds u. Its log-prob is log_softmax(logits / temperature)
+//! restricted to K (to all logits where nothing was truncated), which is what training recomputes.
+//! Legend: B rows, V vocabulary.
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -85,7 +86,7 @@ pub struct SampledToken {
     /// Log-prob after temperature, truncation and renormalisation, nats; NaN when the logits are
     /// not finite.
     pub logprob: f32,
-    /// Ids left by truncation, ascending; empty when the whole vocabulary was kept.
+    /// Ids left by truncation, ascending; empty when no filter is on: the whole vocabulary.
     pub kept: Vec<u32>,
     /// Entropy of the tempered distribution before truncation, nats.
     pub entropy: f32,
@@ -94,9 +95,10 @@ pub struct SampledToken {
 /// Draws one token a row.
 ///
 /// Row b uses the uniform number `draws[b]` in [0, 1). Ids from `allowed_vocab` on (rows of the
-/// embedding that no token has) get probability 0 and are outside of every normalisation, that of
-/// untruncated rows included. Temperature 0 takes the most likely token (the lowest id of equals):
-/// the distribution is then one point, with log-prob 0, entropy 0 and that token as the kept set.
+/// embedding that no token has) are never drawn nor kept; only the log-prob of an untruncated row
+/// counts their weight, because training normalises such rows over all logits. Temperature 0 takes
+/// the most likely token (the lowest id of equals): the distribution is then one point, with
+/// log-prob 0, entropy 0 and that token as the kept set.
 ///
 /// # Shapes
 /// `logits` f32 `[B, V]`, `draws` `[B]`.
@@ -109,11 +111,11 @@ pub fn sample_batch(
     let (rows, vocab) = logits.size2().expect("logits are [B, V]");
     assert_eq!(rows as usize, draws.len(), "one draw a row of the logits");
     tch::no_grad(|| {
-        let logits = logits.narrow(1, 0, allowed_vocab.min(vocab));
+        let allowed_vocab = allowed_vocab.min(vocab);
         if config.temperature == 0.0 {
-            return sample_greedy(&logits);
+            return sample_greedy(&logits.narrow(1, 0, allowed_vocab));
         }
-        let tempered = Tempered::new(&logits, config.temperature);
+        let tempered = Tempered::new(logits, config.temperature, allowed_vocab);
         if config.truncates() {
             tempered.sample_truncated(config, draws)
         } else {
@@ -139,29 +141,35 @@ fn sample_greedy(logits: &Tensor) -> Vec<SampledToken> {
         .collect()
 }
 
-/// softmax(logits / temperature), unnormalised.
+/// softmax(logits / temperature), unnormalised; A ids are allowed.
 struct Tempered {
-    /// Logits over temperature, f32 `[B, V]`.
+    /// Logits of the allowed ids over temperature, f32 `[B, A]`.
     logits: Tensor,
     /// Largest of each row, f32 `[B, 1]`.
     max: Tensor,
-    /// exp(logits - max), f32 `[B, V]`.
+    /// exp(logits - max), f32 `[B, A]`.
     weights: Tensor,
+    /// The same, summed over the ids that are not allowed, f64 `[B]`.
+    surplus: Tensor,
 }
 
 impl Tempered {
-    fn new(logits: &Tensor, temperature: f64) -> Tempered {
-        let logits = if temperature == 1.0 {
+    fn new(logits: &Tensor, temperature: f64, allowed_vocab: i64) -> Tempered {
+        let all = if temperature == 1.0 {
             logits.shallow_clone()
         } else {
             logits / temperature
         };
+        let logits = all.narrow(1, 0, allowed_vocab);
         let max = logits.amax(1, true);
         let weights = (&logits - &max).exp_();
+        let surplus = all.narrow(1, allowed_vocab, all.size()[1] - allowed_vocab) - &max;
+        let surplus = surplus.to_kind(Kind::Double).exp_();
         Tempered {
             logits,
             max,
             weights,
+            surplus: surplus.sum_dim_intlist(1, false, Kind::Double),
         }
     }
 
@@ -188,7 +196,8 @@ impl Tempered {
             .searchsorted(&cdf, false, true, "right", None::<Tensor>)
             .clamp_max(cdf.size()[1] - 1);
         let chosen = self.logits.gather(1, &ids, false);
-        let logprobs = (chosen - &self.max).squeeze_dim(1).to_kind(Kind::Double) - total.log();
+        let logprobs = (chosen - &self.max).squeeze_dim(1).to_kind(Kind::Double)
+            - (&total + &self.surplus).log();
         let (ids, logprobs, entropy) = (
             to_i64(&ids),
             to_f64(&logprobs),
@@ -206,7 +215,6 @@ impl Tempered {
 
     /// With truncation: the host sees the kept tokens only.
     fn sample_truncated(&self, config: &SamplingConfig, draws: &[f64]) -> Vec<SampledToken> {
-        let vocab = self.logits.size()[1] as usize;
         let total = self.weights.sum_dim_intlist(1, false, Kind::Float);
         let prefixes = self.prefixes(config, &total);
         let floors: Vec<f32> = prefixes.iter().map(|prefix| prefix.floor).collect();
@@ -231,15 +239,10 @@ impl Tempered {
             .map(|(row, mut kept)| {
                 prefixes[row].drop_surplus_ties(&mut kept);
                 let (id, logprob) = draw_among(&kept, max[row], draws[row]);
-                let everything = kept.len() == vocab;
                 SampledToken {
                     id,
                     logprob: logprob as f32,
-                    kept: if everything {
-                        Vec::new()
-                    } else {
-                        kept.iter().map(|&(id, _)| id).collect()
-                    },
+                    kept: kept.iter().map(|&(id, _)| id).collect(),
                     entropy: entropy[row] as f32,
                 }
             })
@@ -269,18 +272,23 @@ impl Tempered {
         let mut pending: Vec<i64> = (0..rows).collect();
         while !pending.is_empty() {
             let index = Tensor::from_slice(&pending).to_device(self.logits.device());
-            let (values, _) = self.logits.index_select(0, &index).topk(width, 1, true, true);
+            let (values, _) = self
+                .logits
+                .index_select(0, &index)
+                .topk(width, 1, true, true);
             let lens = if config.top_p < 1.0 {
                 let sums = (&values - self.max.index_select(0, &index))
                     .exp_()
                     .cumsum(1, Kind::Double)
                     / total.index_select(0, &index).unsqueeze(1);
                 // Prefixes that fall short of top_p, and the one after them.
-                sums.lt(config.top_p)
-                    .sum_dim_intlist(1, false, Kind::Int64)
-                    + 1
+                sums.lt(config.top_p).sum_dim_intlist(1, false, Kind::Int64) + 1
             } else {
-                Tensor::full([pending.len() as i64], width, (Kind::Int64, values.device()))
+                Tensor::full(
+                    [pending.len() as i64],
+                    width,
+                    (Kind::Int64, values.device()),
+                )
             };
             let ends: Tensor = lens.clamp_max(width) - 1;
             let floors = to_f64(&values.gather(1, &ends.unsqueeze(1), false));
