@@ -1,16 +1,30 @@
-//! Temporary signatures.
-use tch::Tensor;
-/// x
-pub struct Attended { /// o
- pub output: Tensor, /// h
- pub head_probs_sum: Tensor }
-/// x
-pub fn index_scores(_q:&Tensor,_w:&Tensor,_k:&Tensor)->Tensor{todo!()}
-/// x
-pub fn mask_invisible_(_s:&mut Tensor,_o:i64,_t:i64,_b:&Tensor){todo!()}
-/// x
-pub fn select_topk(_s:&Tensor,_k:i64)->Tensor{todo!()}
-/// x
-pub fn attend_selected(_q:&Tensor,_k:&Tensor,_v:&Tensor,_s:&Tensor,_sc:f64,_t:i64)->Attended{todo!()}
-/// x
-pub fn attend_selected_cached(_q:&Tensor,_k:&Tensor,_v:&Tensor,_s:&Tensor,_sc:f64)->Tensor{todo!()}
+//! The operations of DeepSeek Sparse Attention: score, mask, select, attend.
+//!
+//! For query t and key s:  I[t,s] = sum_j w[t,j] relu(q_I[t,j] . k_I[s])   (DeepSeek-V3.2, eq. 1);
+//! S_t = the `topk` visible keys of highest I[t,.];  o_t = softmax_{s in S_t}(scale q_t . k_s) v_s.
+//! Shapes: Q queries, S keys, H indexer heads, D indexer head dim, K selected keys a query.
+//! No gradient flows through the selection. Projections, norms and RoPE are the model's business,
+//! as is the indexer's loss. Each operation has its slow twin in [`mod@reference`].
+
+mod attention;
+pub mod reference;
+mod scores;
+mod selection;
+
+pub use attention::{Attended, attend_selected, attend_selected_cached};
+pub use scores::{index_scores, mask_invisible_};
+pub use selection::select_topk;
+
+use tch::{Kind, Tensor};
+
+/// The type sums and softmaxes are computed in: f32, or f64 for f64 inputs.
+fn accumulation_kind(tensor: &Tensor) -> Kind {
+    if tensor.kind() == Kind::Double {
+        Kind::Double
+    } else {
+        Kind::Float
+    }
+}
+
+#[cfg(test)]
+mod gradient_check;

@@ -1,8 +1,22 @@
 //! The device layer: the only C++ and the only `unsafe` of the project.
 //!
-//! Every operation comes as a contract in math, a slow reference in plain tch, and a fast version.
-//! Models and reinforcement learning are unknown here.
+//! Models and reinforcement learning are unknown here. What tch (re-exported as [`tch`]) already
+//! offers is used as it is; this crate adds what it lacks, in six places:
+//!
+//! [`autograd`] reaches libtorch's autograd engine: gradients with respect to given inputs, a graph
+//! node made of a Rust closure, and activation checkpointing on top of it. [`foreach`] works on
+//! whole lists of tensors at once: the fused AdamW update, the global norm, scaling. [`dsa`] holds
+//! the operations of sparse attention, each as a contract in math, a slow reference in plain tch
+//! and a fast version. [`runtime`] finds the device once at start-up. [`mapped_file`] reads weights
+//! without copying them. [`error`] says what can go wrong.
+//!
+//! The C++ half lies in `csrc/` behind a C interface; `ffi.rs` is its only caller.
 
-pub use tch;
 pub mod autograd;
 pub mod dsa;
+pub mod error;
+mod ffi;
+pub mod foreach;
+
+pub use error::KernelError;
+pub use tch;

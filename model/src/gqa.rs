@@ -254,7 +254,7 @@ impl GroupedQueryAttention {
                 &heads.v,
                 &selected,
                 self.softmax_scale,
-                SPARSE_TILE,
+                SPARSE_TILE as usize,
             );
             if request.indexer_loss {
                 losses.push(indexer_loss::sparse_loss(

@@ -30,6 +30,7 @@ impl Parameter {
     /// Wraps f32 `master`; computation runs in `kind`.
     pub fn new(name: &str, group: ParameterGroup, master: Tensor, kind: Kind) -> Parameter {
         let compute = if kind == Kind::Float {
+            // The same storage without the master's gradient.
             master.detach()
         } else {
             master.detach().to_kind(kind)
@@ -60,6 +61,11 @@ impl Parameter {
     /// `x W^T` in the compute type.
     pub fn project(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight(), None::<&Tensor>)
+    }
+
+    /// Drops the gradient.
+    pub fn clear_grad(&self) {
+        kernels::autograd::clear_grad(&self.master);
     }
 
     /// Refreshes the compute copy after the optimizer changed the master. With f32 computation

@@ -33,6 +33,8 @@ pub struct Request {
 pub struct GenerationSettings {
     /// Temperature, truncation, length.
     pub sampling: SamplingConfig,
+    /// Attention of the model: dense until its indexer has been trained.
+    pub attention: Attention,
     /// Ids that end a completion.
     pub stop_tokens: Vec<u32>,
     /// Ids from here on are never sampled: the tokenizer's vocabulary, which may be smaller than
@@ -138,7 +140,7 @@ impl<'a> Engine<'a> {
             requests,
             options: ForwardOptions {
                 routing: Routing::Record,
-                attention: Attention::Sparse,
+                attention: settings.attention,
                 ..ForwardOptions::inference()
             },
             cache: KvCache::new(

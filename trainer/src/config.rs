@@ -171,7 +171,7 @@ pub struct LearningRate {
 
 /// Shape of the learning rate after its warm-up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Decay {
     /// Stays at the peak.
     #[default]

@@ -1,0 +1,200 @@
+// See shim.h for the contract of every function.
+#include "shim.h"
+
+#include <exception>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/_foreach_mul.h>
+#include <ATen/ops/_foreach_norm.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/full.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/variable.h>
+
+namespace {
+
+using at::Tensor;
+namespace ag = torch::autograd;
+
+thread_local std::string last_error;
+
+// No C++ exception may reach Rust.
+template <typename Body>
+int guarded(Body&& body) {
+  try {
+    body();
+    return 0;
+  } catch (const c10::Error& error) {
+    last_error = error.what_without_backtrace();
+  } catch (const std::exception& error) {
+    last_error = error.what();
+  } catch (...) {
+    last_error = "unknown C++ exception";
+  }
+  return 1;
+}
+
+std::vector<Tensor> list(Tensor* const* tensors, size_t count) {
+  std::vector<Tensor> out;
+  out.reserve(count);
+  for (size_t i = 0; i < count; ++i) {
+    out.push_back(*tensors[i]);
+  }
+  return out;
+}
+
+Tensor* hand_out(Tensor tensor) {
+  return tensor.defined() ? new Tensor(std::move(tensor)) : nullptr;
+}
+
+void hand_out(std::vector<Tensor> tensors, Tensor** result) {
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    result[i] = hand_out(std::move(tensors[i]));
+  }
+}
+
+Tensor take(Tensor* pointer) {
+  if (pointer == nullptr) {
+    return Tensor();
+  }
+  std::unique_ptr<Tensor> owner(pointer);
+  return std::move(*owner);
+}
+
+struct Closure {
+  void* pointer;
+  baleen_backward_fn call;
+  baleen_drop_fn drop;
+
+  Closure(void* pointer, baleen_backward_fn call, baleen_drop_fn drop)
+      : pointer(pointer), call(call), drop(drop) {}
+  Closure(const Closure&) = delete;
+  Closure& operator=(const Closure&) = delete;
+  ~Closure() { drop(pointer); }
+};
+
+struct ClosureNode final : ag::Node {
+  std::unique_ptr<Closure> closure;
+
+  std::string name() const override { return "BaleenClosure"; }
+
+  ag::variable_list apply(ag::variable_list&& grads) override {
+    if (!closure) {
+      throw std::runtime_error("this graph was already used for a backward pass");
+    }
+    std::vector<Tensor*> incoming;
+    for (Tensor& grad : grads) {
+      incoming.push_back(hand_out(std::move(grad)));
+    }
+    std::vector<Tensor*> outgoing(num_outputs(), nullptr);
+    char message[1024] = "";
+    int failed = closure->call(closure->pointer, incoming.data(), incoming.size(),
+                               outgoing.data(), outgoing.size(), message, sizeof message);
+    ag::variable_list result;
+    for (Tensor* grad : outgoing) {
+      result.push_back(take(grad));
+    }
+    if (failed) {
+      throw std::runtime_error(message);
+    }
+    return result;
+  }
+
+  // The engine calls this right after apply(), before it wakes the thread that waits in
+  // backward(): the closure is gone by then, whatever thread ran it.
+  void release_variables() override { closure.reset(); }
+};
+
+} // namespace
+
+extern "C" {
+
+const char* baleen_last_error(void) { return last_error.c_str(); }
+
+int baleen_grad_mode_is_enabled(void) { return at::GradMode::is_enabled() ? 1 : 0; }
+
+int baleen_clear_grad(const Tensor* leaf) {
+  return guarded([&] { leaf->mutable_grad().reset(); });
+}
+
+int baleen_backward(Tensor* const* outputs, size_t num_outputs, Tensor* const* grads,
+                    size_t num_grads) {
+  return guarded([&] { ag::backward(list(outputs, num_outputs), list(grads, num_grads)); });
+}
+
+int baleen_grad(Tensor* const* outputs, size_t num_outputs, Tensor* const* grads,
+                size_t num_grads, Tensor* const* inputs, size_t num_inputs, Tensor** result) {
+  return guarded([&] {
+    hand_out(ag::grad(list(outputs, num_outputs), list(inputs, num_inputs), list(grads, num_grads),
+                      /*retain_graph=*/false, /*create_graph=*/false, /*allow_unused=*/true),
+             result);
+  });
+}
+
+int baleen_custom(Tensor* const* outputs, size_t num_outputs, Tensor* const* inputs,
+                  size_t num_inputs, void* pointer, baleen_backward_fn call, baleen_drop_fn drop,
+                  Tensor** result) {
+  auto closure = std::make_unique<Closure>(pointer, call, drop);
+  return guarded([&] {
+    ag::variable_list sources = list(inputs, num_inputs);
+    // variable_data() shares storage but neither history nor view relations, so that an output
+    // that happens to be a view of an input is a tensor like any other.
+    ag::variable_list made;
+    for (size_t i = 0; i < num_outputs; ++i) {
+      made.push_back(outputs[i]->variable_data());
+    }
+    if (ag::compute_requires_grad(sources)) {
+      std::shared_ptr<ClosureNode> node(new ClosureNode(), ag::deleteNode);
+      node->closure = std::move(closure);
+      node->set_next_edges(ag::collect_next_edges(sources));
+      for (Tensor& output : made) {
+        if (ag::isDifferentiableType(output.scalar_type())) {
+          ag::set_history(output, node);
+        } else {
+          node->add_input_metadata(ag::Node::undefined_input());
+        }
+      }
+    }
+    hand_out(std::move(made), result);
+  });
+}
+
+int baleen_fused_adamw_(Tensor* const* params, Tensor* const* grads, Tensor* const* exp_avgs,
+                        Tensor* const* exp_avg_sqs, size_t num_params, int64_t step, double lr,
+                        double beta1, double beta2, double weight_decay, double eps) {
+  return guarded([&] {
+    if (num_params == 0) {
+      return;
+    }
+    at::AutoGradMode no_grad(false);
+    // libtorch reads the step count from one f32 scalar a parameter; it doesn't write them, so
+    // all can be the same one.
+    Tensor count = at::full({}, static_cast<double>(step), params[0]->options().dtype(at::kFloat));
+    std::vector<Tensor> steps(num_params, count);
+    at::_fused_adamw_(list(params, num_params), list(grads, num_params),
+                      list(exp_avgs, num_params), list(exp_avg_sqs, num_params), {}, steps, lr,
+                      beta1, beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false);
+  });
+}
+
+int baleen_foreach_norm(Tensor* const* tensors, size_t num_tensors, Tensor** result) {
+  return guarded([&] {
+    at::AutoGradMode no_grad(false);
+    hand_out(at::_foreach_norm(list(tensors, num_tensors), 2), result);
+  });
+}
+
+int baleen_foreach_scale_(Tensor* const* tensors, size_t num_tensors, double factor) {
+  return guarded([&] {
+    at::AutoGradMode no_grad(false);
+    at::_foreach_mul_(list(tensors, num_tensors), at::Scalar(factor));
+  });
+}
+
+} // extern "C"

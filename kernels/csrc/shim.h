@@ -1,0 +1,65 @@
+// The C ABI between the Rust side of this crate and libtorch, for what tch lacks.
+//
+// Every function that can fail returns 0 on success and 1 on failure; the reason is then in
+// baleen_last_error() until the next failure on the same thread. A tensor is a pointer to an
+// at::Tensor on the heap, the same thing tch holds: pointers passed in stay the caller's, pointers
+// handed out belong to the caller, null stands for an undefined tensor.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+namespace at { class Tensor; }
+using baleen_tensor = at::Tensor;
+extern "C" {
+#else
+typedef void baleen_tensor;
+#endif
+
+const char* baleen_last_error(void);
+
+int baleen_grad_mode_is_enabled(void);
+
+// Makes the gradient of a leaf undefined.
+int baleen_clear_grad(const baleen_tensor* leaf);
+
+// num_grads is 0 (ones, for scalar outputs) or num_outputs.
+int baleen_backward(baleen_tensor* const* outputs, size_t num_outputs,
+                    baleen_tensor* const* grads, size_t num_grads);
+
+// Fills result[num_inputs]; null where an input is not reached.
+int baleen_grad(baleen_tensor* const* outputs, size_t num_outputs,
+                baleen_tensor* const* grads, size_t num_grads,
+                baleen_tensor* const* inputs, size_t num_inputs,
+                baleen_tensor** result);
+
+// Runs a Rust closure: takes ownership of grads[num_grads] (null: no gradient), fills
+// result[num_result] with owned tensors or null. On failure returns 1 and writes a
+// zero-terminated reason into message[message_bytes].
+typedef int (*baleen_backward_fn)(void* closure, baleen_tensor* const* grads, size_t num_grads,
+                                  baleen_tensor** result, size_t num_result,
+                                  char* message, size_t message_bytes);
+typedef void (*baleen_drop_fn)(void* closure);
+
+// Makes result[i] share the data of outputs[i] with a history: `call` computes the gradients of
+// inputs from those of the outputs. Takes ownership of closure in every case and calls `drop` on
+// it exactly once: after the backward pass that used it, or when the graph goes away.
+int baleen_custom(baleen_tensor* const* outputs, size_t num_outputs,
+                  baleen_tensor* const* inputs, size_t num_inputs,
+                  void* closure, baleen_backward_fn call, baleen_drop_fn drop,
+                  baleen_tensor** result);
+
+int baleen_fused_adamw_(baleen_tensor* const* params, baleen_tensor* const* grads,
+                        baleen_tensor* const* exp_avgs, baleen_tensor* const* exp_avg_sqs,
+                        size_t num_params, int64_t step, double lr, double beta1, double beta2,
+                        double weight_decay, double eps);
+
+// L2 norm of each tensor, result[num_tensors].
+int baleen_foreach_norm(baleen_tensor* const* tensors, size_t num_tensors, baleen_tensor** result);
+
+int baleen_foreach_scale_(baleen_tensor* const* tensors, size_t num_tensors, double factor);
+
+#ifdef __cplusplus
+}
+#endif
