@@ -416,3 +416,6 @@ impl RoutingRows {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
