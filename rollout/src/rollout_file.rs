@@ -404,7 +404,7 @@ mod tests {
                 num_layers: 2,
                 top_k: 3,
                 ids: (0..6 * (tokens.len() as u16 + 1))
-                    .map(|i| i * 7919)
+                    .map(|i| i.wrapping_mul(7919))
                     .collect(),
             },
             policy_version: 12,

@@ -356,11 +356,11 @@ fn draw_among(kept: &[(u32, f64)], max: f64, draw: f64) -> (u32, f64) {
 }
 
 fn to_i64(tensor: &Tensor) -> Vec<i64> {
-    Vec::try_from(tensor.to_kind(Kind::Int64).view([-1])).expect("a flat i64 tensor")
+    Vec::try_from(tensor.to_kind(Kind::Int64).flatten(0, -1)).expect("a flat i64 tensor")
 }
 
 fn to_f64(tensor: &Tensor) -> Vec<f64> {
-    Vec::try_from(tensor.to_kind(Kind::Double).view([-1])).expect("a flat f64 tensor")
+    Vec::try_from(tensor.to_kind(Kind::Double).flatten(0, -1)).expect("a flat f64 tensor")
 }
 
 #[cfg(test)]

@@ -63,6 +63,8 @@ fn config(moe: bool, dsa: bool) -> ModelConfig {
 }
 
 fn load(config: &ModelConfig) -> Transformer {
+    // Tiny operations: threads would only wait for each other.
+    tch::set_num_threads(1);
     let mut weights = Weights { poison: None };
     Transformer::load(config, &mut weights, Kind::Float, Device::Cpu).unwrap()
 }
