@@ -161,7 +161,7 @@ impl StepMetrics {
     /// for the stage, in the same columns from step to step.
     pub fn summary(&self, stage_steps: usize) -> String {
         let width = stage_steps.to_string().len();
-        let mut line = format!("{:<15} {:>width$}/{stage_steps}", self.stage, self.step);
+        let mut line = format!("{} {:>width$}/{stage_steps}", self.stage, self.step);
         let mut add = |label: &str, value: Option<f64>, decimals: usize| {
             if let Some(value) = value {
                 line.push_str(&format!("  {label} {value:.decimals$}"));
@@ -354,7 +354,7 @@ mod tests {
         let line = grpo.summary(1000);
         assert_eq!(
             line,
-            "grpo               7/1000  reward 0.250  eval 0.500  kl 0.0012  len 17.2  \
+            "grpo    7/1000  reward 0.250  eval 0.500  kl 0.0012  len 17.2  \
              grad 12.35  masked 12  1.5 s"
         );
         assert!(line.len() <= 100);
@@ -367,7 +367,7 @@ mod tests {
         };
         assert_eq!(
             warmup.summary(5),
-            "indexer_warmup  1/5  loss 0.5000  indexer kl 0.5000  1.5 s"
+            "indexer_warmup 1/5  loss 0.5000  indexer kl 0.5000  1.5 s"
         );
     }
 }
