@@ -82,6 +82,8 @@ fn defined_number(text: &str, name: &str) -> Option<u32> {
 
 fn fail(what: &str) -> ! {
     eprintln!("error: {what}");
-    eprintln!("help: run scripts/setup.sh once in this checkout; it installs libtorch under .libtorch/");
+    eprintln!(
+        "help: run scripts/setup.sh once in this checkout; it installs libtorch under .libtorch/"
+    );
     process::exit(1)
 }

@@ -91,6 +91,9 @@ struct Closure(Mutex<Box<Backward>>);
 ///
 /// A panic inside `backward` comes out of the backward pass as an error.
 ///
+/// `backward` may capture what is not Send, such as an `Rc`. In return the tensors handed back, and
+/// what is computed from them, must be used, dropped and differentiated on the calling thread only.
+///
 /// # Errors
 /// [`KernelError::Libtorch`] when libtorch refuses the node.
 pub fn custom(
@@ -108,8 +111,9 @@ pub fn custom(
     // The closure need not be Send although on a GPU libtorch runs nodes on a thread of its own:
     // the thread that started the backward pass is blocked until that pass is over, and the shim
     // drops the closure before it wakes up, so that the two threads never touch what it captured
-    // at the same time (tensors themselves count references atomically). A thread started with the
-    // graph still alive would break this; tensors with a history therefore stay on one thread.
+    // at the same time (tensors themselves count references atomically; the lock in `Closure`
+    // orders the accesses). What is left to the caller: graphs stay on the thread that made them,
+    // as the documentation above demands.
     let code = unsafe {
         ffi::baleen_custom(
             out.as_ptr(),
@@ -241,10 +245,10 @@ pub fn checkpoint(
             .filter(|(output, _)| output.requires_grad())
             .filter_map(|(output, grad)| Some((output, grad?)))
             .unzip();
-        if !outputs.is_empty() {
-            if let Err(error) = self::backward(&outputs, &grads) {
-                panic!("in a checkpointed function: {error}");
-            }
+        if !outputs.is_empty()
+            && let Err(error) = self::backward(&outputs, &grads)
+        {
+            panic!("in a checkpointed function: {error}");
         }
         leaves
             .iter()
@@ -317,7 +321,10 @@ mod tests {
     #[test]
     fn backward_without_history_is_an_error() {
         let error = backward(&[Tensor::from_slice(&[1.0])], &[]).unwrap_err();
-        assert!(error.to_string().contains("does not require grad"), "{error}");
+        assert!(
+            error.to_string().contains("does not require grad"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -432,7 +439,10 @@ mod tests {
             let out = checkpoint(&inputs, move |x| block(&captured, x));
             assert_eq!(out[1].kind(), Kind::Int64);
             backward(&[loss(&out)], &[]).unwrap();
-            assert_eq!(values(&x.grad().view([-1])), values(&expected[0].view([-1])));
+            assert_eq!(
+                values(&x.grad().view([-1])),
+                values(&expected[0].view([-1]))
+            );
             assert_eq!(
                 values(&weight.grad().view([-1])),
                 values(&expected[1].view([-1]))
@@ -459,7 +469,9 @@ mod tests {
         let x = leaf(&[4.0]);
         let out = checkpoint(&[x.shallow_clone()], move |x| {
             let inner = captured.shallow_clone();
-            let twice = checkpoint(&[x[0].view([1])], move |x| vec![&x[0] * &inner, x[0].view([1])]);
+            let twice = checkpoint(&[x[0].view([1])], move |x| {
+                vec![&x[0] * &inner, x[0].view([1])]
+            });
             vec![&twice[0] * &twice[1], x[0].view([1, 1])]
         });
         // w x^2 + x

@@ -12,11 +12,17 @@
 //!
 //! The C++ half lies in `csrc/` behind a C interface; `ffi.rs` is its only caller.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod autograd;
 pub mod dsa;
 pub mod error;
 mod ffi;
 pub mod foreach;
+#[cfg(test)]
+mod gpu_tests;
+pub mod mapped_file;
+pub mod runtime;
 
 pub use error::KernelError;
 pub use tch;

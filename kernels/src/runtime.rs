@@ -1,0 +1,167 @@
+//! What the machine offers, found once at start-up: threads, device, bf16 speed, memory.
+//!
+//! The program links only the CPU half of libtorch. Where the CUDA half (`libtorch_cuda.so`) can be
+//! loaded at run time it registers itself, and the same binary computes on the GPU. Numerics are
+//! left as libtorch has them: no flushing of denormals, no reduced-precision f32 products.
+
+use std::fs;
+use std::thread;
+
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+use tch::Device;
+
+/// What became of the CUDA half of libtorch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cuda {
+    /// It is not installed, or there is no NVIDIA driver.
+    Absent,
+    /// It could not be used although there is an NVIDIA driver.
+    Unusable {
+        /// Why, in the loader's or libtorch's words.
+        reason: String,
+    },
+    /// It is loaded.
+    Available {
+        /// GPUs of this machine that this process may use.
+        num_devices: i64,
+    },
+}
+
+/// The machine as this process uses it.
+#[derive(Clone, Debug)]
+pub struct Runtime {
+    /// Where tensors live: the first GPU if there is one, else the CPU.
+    pub device: Device,
+    /// What became of the CUDA half of libtorch.
+    pub cuda: Cuda,
+}
+
+/// Sets libtorch's number of CPU threads (0: one for each core) and looks for a GPU.
+///
+/// Call it once, before any tensor is made: libtorch looks for its CUDA half only once.
+pub fn start(threads: usize) -> Runtime {
+    let threads = if threads == 0 {
+        thread::available_parallelism().map_or(1, usize::from)
+    } else {
+        threads
+    };
+    tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
+
+    let cuda = load_cuda();
+    let device = match &cuda {
+        Cuda::Available { .. } => Device::Cuda(0),
+        Cuda::Unusable { reason } => {
+            tracing::warn!(
+                "there is an NVIDIA driver, but computing goes on on the CPU: {reason}; \
+                 set LD_LIBRARY_PATH to the lib folders of a torch 2.11 with CUDA"
+            );
+            Device::Cpu
+        }
+        Cuda::Absent => Device::Cpu,
+    };
+    Runtime { device, cuda }
+}
+
+fn load_cuda() -> Cuda {
+    let has_driver = fs::exists("/proc/driver/nvidia/version").unwrap_or(false);
+    // SAFETY: loading runs the initialisers of libtorch_cuda, which register its kernels with the
+    // libtorch already loaded; they are meant to run at any time. No symbol is looked up here.
+    let loaded = unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) };
+    match loaded {
+        // What registered itself must never be unloaded.
+        Ok(library) => std::mem::forget(library),
+        Err(_) if !has_driver => return Cuda::Absent,
+        Err(error) => {
+            return Cuda::Unusable {
+                reason: error.to_string(),
+            };
+        }
+    }
+    match tch::Cuda::device_count() {
+        0 if !has_driver => Cuda::Absent,
+        0 => Cuda::Unusable {
+            reason: "libtorch_cuda.so is loaded but finds no GPU".to_string(),
+        },
+        num_devices => Cuda::Available { num_devices },
+    }
+}
+
+/// Whether bf16 products on `device` are faster than f32 ones: on GPUs, and on CPUs with AMX.
+pub fn has_fast_bf16(device: Device) -> bool {
+    match device {
+        Device::Cuda(_) => true,
+        Device::Cpu => fs::read_to_string("/proc/cpuinfo")
+            .is_ok_and(|cpuinfo| has_cpu_flag(&cpuinfo, "amx_bf16")),
+        _ => false,
+    }
+}
+
+fn has_cpu_flag(cpuinfo: &str, flag: &str) -> bool {
+    cpuinfo
+        .lines()
+        .find(|line| line.starts_with("flags"))
+        .is_some_and(|line| line.split_whitespace().any(|word| word == flag))
+}
+
+/// Most main memory this process ever held at once, in bytes; 0 where the system does not say.
+pub fn peak_memory_bytes() -> u64 {
+    fs::read_to_string("/proc/self/status")
+        .ok()
+        .and_then(|status| peak_of_status(&status))
+        .unwrap_or(0)
+}
+
+fn peak_of_status(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn start_sets_the_thread_count() {
+        start(1);
+        assert_eq!(tch::get_num_threads(), 1);
+        start(0);
+        let cores = thread::available_parallelism().unwrap().get();
+        assert_eq!(tch::get_num_threads(), cores as i32);
+    }
+
+    #[test]
+    fn device_follows_cuda() {
+        let runtime = start(1);
+        let is_gpu = matches!(runtime.device, Device::Cuda(0));
+        assert_eq!(is_gpu, matches!(runtime.cuda, Cuda::Available { .. }));
+        if !is_gpu {
+            assert_eq!(runtime.device, Device::Cpu);
+        }
+    }
+
+    #[test]
+    fn cpu_flags_are_whole_words() {
+        let cpuinfo = "model name\t: X\nflags\t\t: fpu amx_bf16_x avx512_bf16\n";
+        assert!(has_cpu_flag(cpuinfo, "avx512_bf16"));
+        assert!(!has_cpu_flag(cpuinfo, "amx_bf16"));
+        assert!(!has_cpu_flag("", "fpu"));
+    }
+
+    #[test]
+    fn peak_memory_is_read_in_kib() {
+        let status = "Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n";
+        assert_eq!(peak_of_status(status), Some(2_097_152));
+        assert_eq!(peak_of_status("Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn peak_memory_grows_with_use() {
+        let before = peak_memory_bytes();
+        let block = std::hint::black_box(vec![1_u8; before as usize + (64 << 20)]);
+        assert!(peak_memory_bytes() >= before + (32 << 20));
+        drop(block);
+    }
+}

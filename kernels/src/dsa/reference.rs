@@ -14,7 +14,8 @@ use super::accumulation_kind;
 pub fn index_scores(q: &Tensor, weights: &Tensor, k: &Tensor) -> Tensor {
     let kind = accumulation_kind(q);
     let (q, weights, k) = (q.to_kind(kind), weights.to_kind(kind), k.to_kind(kind));
-    let per_head = (q.unsqueeze(-2) * k.unsqueeze(-3).unsqueeze(-3)).sum_dim_intlist(-1, false, kind);
+    let per_head =
+        (q.unsqueeze(-2) * k.unsqueeze(-3).unsqueeze(-3)).sum_dim_intlist(-1, false, kind);
     (per_head.relu() * weights.unsqueeze(-1)).sum_dim_intlist(-2, false, kind)
 }
 
@@ -63,7 +64,13 @@ pub fn attend_selected(
 
     let summed = probs.detach().sum_dim_intlist(0, false, kind);
     // Column `num_keys` of the padded sums holds the zero that -1 stands for.
-    let padded = Tensor::cat(&[&summed, &summed.new_zeros([num_queries, 1], (kind, q.device()))], 1);
+    let padded = Tensor::cat(
+        &[
+            &summed,
+            &summed.new_zeros([num_queries, 1], (kind, q.device())),
+        ],
+        1,
+    );
     let place = selected.masked_fill(&selected.lt(0), num_keys);
     (output, padded.gather(1, &place, false))
 }

@@ -43,7 +43,8 @@ fn index_scores_tiled(q: &Tensor, weights: &Tensor, k: &Tensor, tile_elements: i
                 weights.narrow(-2, start, rows),
                 k.shallow_clone(),
             ];
-            let mut out = autograd::checkpoint(&inputs, |x| vec![scores_of_tile(&x[0], &x[1], &x[2])]);
+            let mut out =
+                autograd::checkpoint(&inputs, |x| vec![scores_of_tile(&x[0], &x[1], &x[2])]);
             out.remove(0)
         })
         .collect();
@@ -55,7 +56,13 @@ fn scores_of_tile(q: &Tensor, weights: &Tensor, k: &Tensor) -> Tensor {
     let (q, weights, k) = (q.to_kind(kind), weights.to_kind(kind), k.to_kind(kind));
     // All heads of all queries as rows of one product: [..,Q H,D] x [..,D,S].
     let per_head = q.flatten(-3, -2).matmul(&k.transpose(-1, -2)).relu();
-    let per_head = per_head.unflatten(-2, [weights.size()[weights.dim() - 2], weights.size()[weights.dim() - 1]]);
+    let per_head = per_head.unflatten(
+        -2,
+        [
+            weights.size()[weights.dim() - 2],
+            weights.size()[weights.dim() - 1],
+        ],
+    );
     weights.unsqueeze(-2).matmul(&per_head).squeeze_dim(-2)
 }
 
@@ -104,7 +111,10 @@ mod tests {
         let w = Tensor::from_slice(&[0.5_f32, -1.0]).view([1, 2]);
         let k = Tensor::from_slice(&[2.0_f32, -3.0, -1.0, 4.0]).view([2, 2]);
         let scores = index_scores(&q, &w, &k);
-        assert_eq!(Vec::<f32>::try_from(scores.view([-1])).unwrap(), [1.0, -4.0]);
+        assert_eq!(
+            Vec::<f32>::try_from(scores.view([-1])).unwrap(),
+            [1.0, -4.0]
+        );
     }
 
     #[test]
@@ -128,7 +138,8 @@ mod tests {
     #[test]
     fn tiles_change_neither_scores_nor_gradients() {
         tch::manual_seed(2);
-        let inputs = [[7, 3, 4].as_slice(), &[7, 3], &[5, 4]].map(|shape| random(shape, Kind::Double));
+        let inputs =
+            [[7, 3, 4].as_slice(), &[7, 3], &[5, 4]].map(|shape| random(shape, Kind::Double));
         let run = |tile_elements| {
             let leaves = inputs.each_ref().map(|x| x.copy().set_requires_grad(true));
             let scores = index_scores_tiled(&leaves[0], &leaves[1], &leaves[2], tile_elements);
@@ -147,7 +158,8 @@ mod tests {
     #[test]
     fn score_gradients_equal_finite_differences() {
         tch::manual_seed(3);
-        let inputs = [[3, 2, 4].as_slice(), &[3, 2], &[5, 4]].map(|shape| random(shape, Kind::Double));
+        let inputs =
+            [[3, 2, 4].as_slice(), &[3, 2], &[5, 4]].map(|shape| random(shape, Kind::Double));
         assert_gradient(&inputs, |x| index_scores(&x[0], &x[1], &x[2]));
     }
 

@@ -90,12 +90,18 @@ mod tests {
     fn selection_equals_the_stable_sort_bit_for_bit() {
         tch::manual_seed(4);
         let options = (Kind::Float, Device::Cpu);
-        for (shape, topk) in [(vec![9, 40], 7), (vec![3, 5, 33], 16), (vec![4, 8], 8), (vec![4, 8], 20)] {
+        for (shape, topk) in [
+            (vec![9, 40], 7),
+            (vec![3, 5, 33], 16),
+            (vec![4, 8], 8),
+            (vec![4, 8], 20),
+        ] {
             let smooth = Tensor::randn(&shape, options);
             // Few distinct values, zeros of both signs among them.
             let coarse = (&smooth * 1.5).round();
             let sparse = smooth.relu() * Tensor::rand(&shape, options).gt(0.5);
-            let hidden = smooth.masked_fill(&Tensor::rand(&shape, options).gt(0.2), f64::from(NONE));
+            let hidden =
+                smooth.masked_fill(&Tensor::rand(&shape, options).gt(0.2), f64::from(NONE));
             let constant = smooth.zeros_like();
             for scores in [smooth, coarse, sparse, hidden, constant] {
                 assert_eq!(
