@@ -1,8 +1,24 @@
 //! The task families and their shared interface.
+//!
+//! An instance is drawn from (family, split, level, seed, attempt); attempts are repeated until the
+//! instance's own hash puts it in the wanted split. Nothing else depends on the family: everything
+//! that does is behind the trait `TaskFamily`, one file per family.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::arithmetic::{compare, countdown, gcd, products, sums};
+use crate::draw::{Draw, Purpose};
+use crate::echo::without_question;
+use crate::instance::{Instance, TaskFamily, split_of};
 use crate::task::{Task, TaskKey, Verdict};
+
+/// Attempts before a draw gives up. Of any level at least 1 draw in 100 lands in either split, so that
+/// running out has probability (99/100)^10000 = 1e-44.
+const MAX_ATTEMPTS: u32 = 10_000;
 
 /// A family of procedurally generated tasks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -20,14 +36,100 @@ pub enum Family {
     Countdown,
 }
 
+/// A name that no task family has.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no task family is called {name:?}; the families are {}", Family::ALL.map(|family| family.name()).join(", "))]
+pub struct UnknownFamily {
+    /// What was asked for.
+    pub name: String,
+}
+
 impl Family {
-    /// The instance that `key` names.
-    pub fn task(key: &TaskKey) -> Task {
-        todo!()
+    /// Every family.
+    pub const ALL: [Family; 5] = [
+        Family::Sums,
+        Family::Products,
+        Family::Compare,
+        Family::Gcd,
+        Family::Countdown,
+    ];
+
+    /// What the family does: the only place that knows which file implements it.
+    pub(crate) fn definition(self) -> &'static dyn TaskFamily {
+        match self {
+            Family::Sums => &sums::Sums,
+            Family::Products => &products::Products,
+            Family::Compare => &compare::Compare,
+            Family::Gcd => &gcd::Gcd,
+            Family::Countdown => &countdown::Countdown,
+        }
     }
 
-    /// Grades `completion`, the policy's text, exactly.
+    /// Name in configurations and metrics, such as `sums`.
+    pub fn name(self) -> &'static str {
+        self.definition().name()
+    }
+
+    /// Levels that exist, easiest first.
+    pub fn levels(self) -> RangeInclusive<u32> {
+        self.definition().levels()
+    }
+
+    /// The instance that `key` names.
+    ///
+    /// # Panics
+    /// When the family has no such level: check [`Family::levels`] where a level is read.
+    pub fn task(key: &TaskKey) -> Task {
+        let instance = instance(key);
+        Task {
+            key: key.clone(),
+            question: instance.question,
+            solution: instance.solution,
+            gold: instance.gold,
+        }
+    }
+
+    /// Grades `completion`, the policy's text, exactly. Repetitions of the question are cut out first.
     pub fn verify(task: &Task, completion: &str) -> Verdict {
-        todo!()
+        let answer = without_question(completion, &task.question);
+        task.key.family.definition().grade(&task.gold, &answer)
     }
 }
+
+/// Draws until the wanted split holds the instance.
+fn instance(key: &TaskKey) -> Instance {
+    let definition = key.family.definition();
+    assert!(
+        definition.levels().contains(&key.level),
+        "task family {} has levels {:?}, not {}",
+        key.family,
+        definition.levels(),
+        key.level
+    );
+    (0..MAX_ATTEMPTS)
+        .filter_map(|attempt| {
+            definition.draw(key.level, &mut Draw::new(Purpose::Instance, key, attempt))
+        })
+        .find(|instance| split_of(definition.name(), &instance.canonical) == key.split)
+        .unwrap_or_else(|| panic!("{key:?}: no instance in this split after {MAX_ATTEMPTS} draws"))
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Family {
+    type Err = UnknownFamily;
+
+    fn from_str(name: &str) -> Result<Family, UnknownFamily> {
+        let named = Family::ALL.into_iter().find(|family| family.name() == name);
+        named.ok_or_else(|| UnknownFamily {
+            name: name.to_string(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -119,6 +119,10 @@ const char* baleen_last_error(void) { return last_error.c_str(); }
 
 int baleen_grad_mode_is_enabled(void) { return at::GradMode::is_enabled() ? 1 : 0; }
 
+int baleen_clear_grad(const Tensor* leaf) {
+  return guarded([&] { leaf->mutable_grad().reset(); });
+}
+
 int baleen_backward(Tensor* const* outputs, size_t num_outputs, Tensor* const* grads,
                     size_t num_grads) {
   return guarded([&] { ag::backward(list(outputs, num_outputs), list(grads, num_grads)); });

@@ -21,6 +21,9 @@ const char* baleen_last_error(void);
 
 int baleen_grad_mode_is_enabled(void);
 
+// Makes the gradient of a leaf undefined.
+int baleen_clear_grad(const baleen_tensor* leaf);
+
 // num_grads is 0 (ones, for scalar outputs) or num_outputs.
 int baleen_backward(baleen_tensor* const* outputs, size_t num_outputs,
                     baleen_tensor* const* grads, size_t num_grads);

@@ -23,6 +23,14 @@ pub fn is_enabled() -> bool {
     unsafe { ffi::baleen_grad_mode_is_enabled() != 0 }
 }
 
+/// Makes the gradient of `leaf` undefined, which frees it.
+pub fn clear_grad(leaf: &Tensor) {
+    let lent = ffi::lend([leaf]);
+    // SAFETY: the pointer is lent for the call, which only drops the gradient's own reference.
+    let code = unsafe { ffi::baleen_clear_grad(lent[0]) };
+    ffi::check("clear_grad", code).expect("dropping a reference does not fail");
+}
+
 /// Adds to `.grad` of every leaf w that `outputs` depend on: sum_i d outputs_i / d w * grad_outputs_i.
 ///
 /// `grad_outputs` has one tensor per output, of its shape; it may be empty when all outputs are
@@ -124,6 +132,17 @@ mod tests {
         assert_eq!(values(grads[0].as_ref().unwrap()), [6.0]);
         assert!(grads[1].is_none());
         assert!(!x.grad().defined());
+    }
+
+    #[test]
+    fn cleared_gradient_is_undefined_and_starts_again_from_zero() {
+        let x = leaf(&[3.0]);
+        for _ in 0..2 {
+            backward(&[&x * 2.0], &[]).unwrap();
+            assert_eq!(values(&x.grad()), [2.0]);
+            clear_grad(&x);
+            assert!(!x.grad().defined());
+        }
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub type DropFn = unsafe extern "C" fn(closure: *mut c_void);
 unsafe extern "C" {
     fn baleen_last_error() -> *const c_char;
     pub fn baleen_grad_mode_is_enabled() -> c_int;
+    pub fn baleen_clear_grad(leaf: RawTensor) -> c_int;
     pub fn baleen_backward(
         outputs: *const RawTensor,
         num_outputs: usize,

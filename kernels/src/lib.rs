@@ -12,8 +12,6 @@
 //!
 //! The C++ half lies in `csrc/` behind a C interface; `ffi.rs` is its only caller.
 
-#![cfg_attr(test, allow(clippy::unwrap_used))]
-
 pub mod autograd;
 pub mod dsa;
 pub mod error;

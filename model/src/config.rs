@@ -41,6 +41,7 @@ pub struct DsaConfig {
 
 /// Everything that determines the network's shape.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ModelConfig {
     /// Rows of the embedding.
     pub vocab_size: usize,

@@ -7,12 +7,14 @@
 pub mod chat;
 pub mod checkpoint;
 pub mod config;
+mod context;
 pub mod gguf;
 pub mod gqa;
 pub mod indexer;
 pub mod indexer_loss;
 pub mod input;
 pub mod kv_cache;
+mod layer;
 pub mod logprobs;
 pub mod mlp;
 pub mod moe;

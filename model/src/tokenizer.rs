@@ -1,4 +1,401 @@
-//! Placeholder.
+//! Text to token ids and back, over Hugging Face's `tokenizers`.
+//!
+//! A [`Tokenizer`] is a byte-pair encoding plus the settings of `tokenizer_config.json` (special
+//! tokens, chat template). It comes from a model folder, from the tables of a GGUF file, or from
+//! nothing: [`Tokenizer::byte_level`] has one token a byte, for random models.
+//! Rendering conversations is in `chat.rs`. Nothing is added to a text silently: no begin token,
+//! no truncation, no padding.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, json};
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::digits::Digits;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{
+    AddedToken, ModelWrapper, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior,
+};
+
+/// ChatML, the conversation format of the byte-level tokenizer.
+const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+/// How Qwen2 cuts a text into words before merging.
+const QWEN2_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// A tokenizer could not be read, written or applied.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// The operating system refused.
+    #[error("{path}: {source}")]
+    Io {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// The file is damaged or asks for something unknown.
+    #[error("{path}: {problem}")]
+    Malformed {
+        /// File.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A conversation can't be rendered without a template.
+    #[error(
+        "the tokenizer has no chat template: use an instruct model, or put a chat_template.jinja \
+         beside its tokenizer.json"
+    )]
+    NoChatTemplate,
+    /// The template failed, or refused the conversation.
+    #[error("the chat template fails: {0}")]
+    ChatTemplate(String),
+    /// The template writes a special token that the vocabulary lacks.
+    #[error(
+        "the chat template writes '{0}', which is not a token of this tokenizer: template and \
+         tokenizer.json belong to different models"
+    )]
+    UnknownSpecialToken(String),
+}
+
+/// The tokenizer tables of a GGUF file (`tokenizer.ggml.*`).
+#[derive(Clone, Debug, Default)]
+pub struct GgufVocabulary {
+    /// Token texts in the byte-level alphabet; the index is the id.
+    pub tokens: Vec<String>,
+    /// Merges, "left right", the earliest first.
+    pub merges: Vec<String>,
+    /// Per token: 3 is a special token, 4 an added one; may be empty.
+    pub token_types: Vec<i32>,
+    /// How a text is cut into words: `smollm` or `qwen2`.
+    pub pre_tokenizer: String,
+    /// Begin-of-sequence id.
+    pub bos_token_id: Option<u32>,
+    /// End-of-sequence id.
+    pub eos_token_id: Option<u32>,
+    /// Padding id.
+    pub padding_token_id: Option<u32>,
+    /// Jinja template of conversations.
+    pub chat_template: Option<String>,
+}
+
 /// Token ids from text and back.
-#[derive(Debug)]
-pub struct Tokenizer;
+#[derive(Clone, Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// `tokenizer_config.json`, with the chat template in it.
+    settings: Map<String, serde_json::Value>,
+    vocab_size: usize,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json`, `tokenizer_config.json` and, where present, `chat_template.jinja`.
+    ///
+    /// # Errors
+    /// A file that is missing or damaged, another model than BPE, or an eos or bos token outside
+    /// the vocabulary.
+    pub fn from_folder(dir: &Path) -> Result<Tokenizer, TokenizerError> {
+        let path = dir.join("tokenizer.json");
+        let inner = tokenizers::Tokenizer::from_bytes(read(&path)?)
+            .map_err(|error| malformed(&path, error))?;
+        let settings_path = dir.join("tokenizer_config.json");
+        let mut settings: Map<_, _> = if settings_path.exists() {
+            serde_json::from_slice(&read(&settings_path)?)
+                .map_err(|error| malformed(&settings_path, error))?
+        } else {
+            Map::new()
+        };
+        let template_path = dir.join("chat_template.jinja");
+        if template_path.exists() {
+            let template = String::from_utf8(read(&template_path)?)
+                .map_err(|error| malformed(&template_path, error))?;
+            settings.insert("chat_template".to_string(), template.into());
+        }
+        Tokenizer::new(inner, settings).map_err(|problem| malformed(&path, problem))
+    }
+
+    /// Builds the byte-level BPE of a GGUF file; `path` is named in errors.
+    ///
+    /// # Errors
+    /// An unknown pre-tokenizer, a token twice, a merge of unknown tokens, an id out of range.
+    pub fn from_gguf(vocabulary: GgufVocabulary, path: &Path) -> Result<Tokenizer, TokenizerError> {
+        build_from_gguf(vocabulary).map_err(|problem| malformed(path, problem))
+    }
+
+    /// One token a byte (id = byte), then `<|im_start|>` 256, `<|im_end|>` 257 (ends a completion)
+    /// and `<|endoftext|>` 258; ChatML conversations.
+    pub fn byte_level() -> Tokenizer {
+        let specials = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"].map(String::from);
+        let bytes = (0..=255).map(|byte| byte_symbol(byte).to_string());
+        let vocab: Vocab = bytes.chain(specials.clone()).zip(0..).collect();
+        let bpe = BPE::builder()
+            .vocab_and_merges(vocab, Vec::new())
+            .build()
+            .expect("a vocabulary without merges is consistent");
+        let mut inner = tokenizers::Tokenizer::new(bpe);
+        inner.with_pre_tokenizer(Some(ByteLevel::new(false, true, false)));
+        inner.with_decoder(Some(ByteLevel::default()));
+        inner.add_special_tokens(&specials.map(|s| AddedToken::from(s, true)));
+        let settings = settings(
+            None,
+            Some("<|im_end|>"),
+            Some("<|endoftext|>"),
+            Some(CHATML),
+        );
+        Tokenizer::new(inner, settings).expect("every token named is in the vocabulary")
+    }
+
+    fn new(
+        mut inner: tokenizers::Tokenizer,
+        settings: Map<String, serde_json::Value>,
+    ) -> Result<Tokenizer, String> {
+        // BPE alone: its encoding can't fail, whatever the text.
+        let ModelWrapper::BPE(bpe) = inner.get_model() else {
+            return Err("not a BPE tokenizer; no other kind is supported".to_string());
+        };
+        if let Some(unknown) = &bpe.unk_token
+            && inner.token_to_id(unknown).is_none()
+        {
+            return Err(format!(
+                "the unknown token '{unknown}' is not in the vocabulary"
+            ));
+        }
+        // A file may carry both from training; here they would cut or stretch prompts silently.
+        inner.with_truncation(None).map_err(|e| e.to_string())?;
+        inner.with_padding(None);
+        let largest = inner.get_vocab(true).into_values().max();
+        let tokenizer = Tokenizer {
+            vocab_size: largest.map_or(0, |id| id as usize + 1),
+            inner,
+            settings,
+        };
+        for (key, token) in [
+            ("bos_token", tokenizer.bos_token()),
+            ("eos_token", tokenizer.eos_token()),
+        ] {
+            if let Some(token) = token
+                && tokenizer.token_id(token).is_none()
+            {
+                return Err(format!(
+                    "{key} '{token}' of tokenizer_config.json is not in the vocabulary"
+                ));
+            }
+        }
+        Ok(tokenizer)
+    }
+
+    /// Token ids of `text`, nothing added. The texts of special tokens become those tokens, as
+    /// rendered conversations need it; so a message that contains `<|im_end|>` ends its turn, just
+    /// as in transformers.
+    pub fn encode(&self, text: &str) -> Vec<u32> {
+        self.inner
+            .encode_fast(text, false)
+            .expect("a BPE whose unknown token exists encodes every text")
+            .get_ids()
+            .to_vec()
+    }
+
+    /// Text of `ids`. Special tokens and ids outside the vocabulary are left out, incomplete UTF-8
+    /// becomes U+FFFD.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        self.inner
+            .decode(ids, true)
+            .expect("the decoders of BPE tokenizers accept every token")
+    }
+
+    /// One more than the largest id.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Id of the token whose text is `token`.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// Begin-of-sequence token.
+    pub fn bos_token(&self) -> Option<&str> {
+        self.special_token("bos_token")
+    }
+
+    /// End-of-sequence token.
+    pub fn eos_token(&self) -> Option<&str> {
+        self.special_token("eos_token")
+    }
+
+    /// Jinja template of conversations.
+    pub fn chat_template(&self) -> Option<&str> {
+        match self.settings.get("chat_template")? {
+            serde_json::Value::Array(named) => named
+                .iter()
+                .find(|entry| entry["name"] == "default")
+                .and_then(|entry| entry["template"].as_str()),
+            one => one.as_str(),
+        }
+    }
+
+    /// Special tokens by their keys (`bos_token`, `eos_token`, `pad_token`, ...).
+    pub(crate) fn special_tokens(&self) -> impl Iterator<Item = (&str, &str)> {
+        let keys = self.settings.keys().filter(|key| key.ends_with("_token"));
+        keys.filter_map(|key| Some((key.as_str(), self.special_token(key)?)))
+    }
+
+    fn special_token(&self, key: &str) -> Option<&str> {
+        match self.settings.get(key)? {
+            serde_json::Value::Object(token) => token.get("content")?.as_str(),
+            token => token.as_str(),
+        }
+    }
+
+    /// Writes `tokenizer.json` and `tokenizer_config.json` (chat template included) into the folder
+    /// `dir`, in the form that transformers' `AutoTokenizer` reads.
+    ///
+    /// # Errors
+    /// The files can't be written.
+    pub fn save(&self, dir: &Path) -> Result<(), TokenizerError> {
+        let tokens = serde_json::to_vec(&self.inner).expect("a tokenizer is plain data");
+        let settings = serde_json::to_vec_pretty(&self.settings).expect("settings are JSON");
+        for (name, bytes) in [
+            ("tokenizer.json", tokens),
+            ("tokenizer_config.json", settings),
+        ] {
+            let path = dir.join(name);
+            std::fs::write(&path, bytes).map_err(|source| TokenizerError::Io { path, source })?;
+        }
+        Ok(())
+    }
+}
+
+fn build_from_gguf(vocabulary: GgufVocabulary) -> Result<Tokenizer, String> {
+    let GgufVocabulary { tokens, .. } = &vocabulary;
+    let vocab: Vocab = tokens.iter().cloned().zip(0..).collect();
+    if vocab.len() != tokens.len() {
+        let twice = tokens
+            .iter()
+            .zip(0u32..)
+            .find(|(token, id)| vocab[*token] != *id);
+        return Err(format!("the vocabulary lists a token twice: {twice:?}"));
+    }
+    let merges = vocabulary.merges.iter().map(|merge| {
+        let (left, right) = merge
+            .split_once(' ')
+            .ok_or_else(|| format!("the merge '{merge}' is not two tokens with a space between"))?;
+        Ok((left.to_string(), right.to_string()))
+    });
+    let merges = merges.collect::<Result<Vec<_>, String>>()?;
+    let bpe = BPE::builder()
+        .vocab_and_merges(vocab, merges)
+        .build()
+        .map_err(|error| format!("the merges do not fit the vocabulary: {error}"))?;
+    let mut inner = tokenizers::Tokenizer::new(bpe);
+    let (normalizer, words): (Option<NormalizerWrapper>, Vec<PreTokenizerWrapper>) =
+        match vocabulary.pre_tokenizer.as_str() {
+            "smollm" => (
+                None,
+                vec![
+                    Digits::new(true).into(),
+                    ByteLevel::new(false, true, true).into(),
+                ],
+            ),
+            "qwen2" => {
+                let pattern = SplitPattern::Regex(QWEN2_WORDS.to_string());
+                let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)
+                    .expect("the pattern is a regular expression");
+                (
+                    Some(tokenizers::normalizers::NFC.into()),
+                    vec![split.into(), ByteLevel::new(false, true, false).into()],
+                )
+            }
+            other => {
+                return Err(format!(
+                    "pre-tokenizer '{other}' is not known; smollm and qwen2 are"
+                ));
+            }
+        };
+    inner.with_normalizer(normalizer);
+    inner.with_pre_tokenizer(Some(Sequence::new(words)));
+    inner.with_decoder(Some(ByteLevel::default()));
+    let added = |kind: i32, special: bool| -> Vec<AddedToken> {
+        let of_kind = tokens.iter().zip(&vocabulary.token_types);
+        let of_kind = of_kind.filter(|(_, k)| **k == kind);
+        of_kind
+            .map(|(token, _)| AddedToken::from(token.clone(), special).normalized(false))
+            .collect()
+    };
+    inner.add_special_tokens(&added(3, true));
+    inner.add_tokens(&added(4, false));
+    let token = |id: Option<u32>| match id {
+        None => Ok(None),
+        Some(id) => match tokens.get(id as usize) {
+            Some(token) => Ok(Some(token.as_str())),
+            None => Err(format!(
+                "token id {id} is outside the vocabulary of {}",
+                tokens.len()
+            )),
+        },
+    };
+    let settings = settings(
+        token(vocabulary.bos_token_id)?,
+        token(vocabulary.eos_token_id)?,
+        token(vocabulary.padding_token_id)?,
+        vocabulary.chat_template.as_deref(),
+    );
+    Tokenizer::new(inner, settings)
+}
+
+/// The `tokenizer_config.json` of a tokenizer that was not read from a folder.
+fn settings(
+    bos: Option<&str>,
+    eos: Option<&str>,
+    pad: Option<&str>,
+    chat_template: Option<&str>,
+) -> Map<String, serde_json::Value> {
+    let mut settings = Map::new();
+    settings.insert(
+        "tokenizer_class".to_string(),
+        json!("PreTrainedTokenizerFast"),
+    );
+    settings.insert("clean_up_tokenization_spaces".to_string(), json!(false));
+    for (key, value) in [
+        ("bos_token", bos),
+        ("eos_token", eos),
+        ("pad_token", pad),
+        ("chat_template", chat_template),
+    ] {
+        if let Some(value) = value {
+            settings.insert(key.to_string(), json!(value));
+        }
+    }
+    settings
+}
+
+/// The character that stands for a byte in byte-level vocabularies (GPT-2): printable Latin-1 for
+/// itself, the other bytes in order from U+0100.
+fn byte_symbol(byte: u8) -> char {
+    let printable = |b: &u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    if printable(&byte) {
+        return char::from(byte);
+    }
+    let rank = (0..byte).filter(|b| !printable(b)).count() as u32;
+    char::from_u32(0x100 + rank).expect("at most 68 characters after U+0100")
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, TokenizerError> {
+    std::fs::read(path).map_err(|source| TokenizerError::Io {
+        path: path.to_path_buf(),
+        source,
+    })
+}
+
+fn malformed(path: &Path, problem: impl ToString) -> TokenizerError {
+    TokenizerError::Malformed {
+        path: path.to_path_buf(),
+        problem: problem.to_string(),
+    }
+}
+
+#[cfg(test)]
+#[path = "tokenizer/tests.rs"]
+mod tests;

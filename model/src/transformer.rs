@@ -1,11 +1,21 @@
-//! The decoder: embedding, layers, final norm, output head.
+//! The decoder: embedding, layers, final norm, output head, and its three forward passes.
+//!
+//! [`Transformer::forward_packed`] is the learner's pass over packed documents;
+//! [`Transformer::prefill`] is the same pass writing a cache; [`Transformer::decode`] adds one token
+//! to each cached sequence. Shapes: T tokens of a pack, B cached sequences.
 
-use kernels::tch::{Device, Kind, Tensor};
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use kernels::tch::{self, Device, Kind, Tensor};
 
 use crate::config::ModelConfig;
+use crate::context::{DecodeContext, PackContext};
+use crate::gqa::{AttentionRequest, CacheWrite};
 use crate::input::PackedInput;
 use crate::kv_cache::KvCache;
-use crate::parameter::Parameter;
+use crate::layer::{Layer, LayerOutput, LayerRecord, RmsNorm};
+use crate::parameter::{Parameter, ParameterGroup, ParameterLoader};
 use crate::router::Routing;
 use crate::weights::{WeightError, WeightSource};
 
@@ -53,11 +63,13 @@ pub struct ForwardOutput {
     pub hidden: Tensor,
     /// Experts chosen, i64 `[T, num_layers, top_k]`, under `Routing::Record` in a MoE model.
     pub routing: Option<Tensor>,
-    /// Indexer KL per layer, each a scalar, when asked for.
+    /// Under `Routing::Replay`: share of the recorded experts that free routing would choose now.
+    pub routing_agreement: Option<f64>,
+    /// Indexer KL per layer, each a scalar summed over tokens, when asked for.
     pub indexer_losses: Vec<Tensor>,
-    /// Per layer: selected key positions of each token within its sequence, `[T][<=topk]` ascending.
+    /// Per layer: selected key positions of each token within its document, ascending.
     pub selected: Option<Vec<Vec<Vec<i64>>>>,
-    /// Keys attended over keys visible, averaged over tokens and layers (1 when dense).
+    /// Keys attended over keys visible, averaged over tokens (1 when dense).
     pub key_share: f64,
 }
 
@@ -65,6 +77,12 @@ pub struct ForwardOutput {
 #[derive(Debug)]
 pub struct Transformer {
     config: ModelConfig,
+    kind: Kind,
+    embed_tokens: Parameter,
+    layers: Vec<Rc<Layer>>,
+    norm: RmsNorm,
+    /// `None` when tied to the embedding.
+    lm_head: Option<Parameter>,
 }
 
 impl Transformer {
@@ -78,7 +96,21 @@ impl Transformer {
         kind: Kind,
         device: Device,
     ) -> Result<Transformer, WeightError> {
-        todo!()
+        let mut loader = ParameterLoader::new(source, kind, device);
+        let table = [config.vocab_size, config.hidden_size];
+        Ok(Transformer {
+            embed_tokens: loader.load("model.embed_tokens.weight", ParameterGroup::Main, &table)?,
+            layers: (0..config.num_hidden_layers)
+                .map(|index| Layer::load(&mut loader, index, config).map(Rc::new))
+                .collect::<Result<_, _>>()?,
+            norm: RmsNorm::load(&mut loader, "model.norm.weight", config)?,
+            lm_head: match config.tie_word_embeddings {
+                true => None,
+                false => Some(loader.load("lm_head.weight", ParameterGroup::Main, &table)?),
+            },
+            config: config.clone(),
+            kind,
+        })
     }
 
     /// Shape.
@@ -88,38 +120,38 @@ impl Transformer {
 
     /// Compute type.
     pub fn kind(&self) -> Kind {
-        todo!()
+        self.kind
     }
 
     /// Device of the weights.
     pub fn device(&self) -> Device {
-        todo!()
+        self.embed_tokens.master.device()
     }
 
     /// Every parameter, in a fixed order.
     pub fn parameters(&self) -> Vec<&Parameter> {
-        todo!()
-    }
-
-    /// Every parameter, in the same fixed order.
-    pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        todo!()
+        let mut all = vec![&self.embed_tokens];
+        all.extend(self.layers.iter().flat_map(|layer| layer.parameters()));
+        all.push(self.norm.parameter());
+        all.extend(&self.lm_head);
+        all
     }
 
     /// Makes the masters visible to the next inference pass.
-    pub fn publish(&mut self) {
-        self.parameters_mut()
-            .into_iter()
-            .for_each(Parameter::publish);
+    pub fn publish(&self) {
+        self.parameters().into_iter().for_each(Parameter::publish);
     }
 
     /// Forward over packed documents, differentiable.
     pub fn forward_packed(&self, input: &PackedInput, options: &ForwardOptions) -> ForwardOutput {
-        todo!()
+        self.packed(input, options, None)
     }
 
-    /// Forward over prompts, one a slot, writing keys and values to the cache; `slots[i]` must be
-    /// empty. Hidden states cover all prompt tokens, `[sum of lengths, hidden_size]`. No gradient.
+    /// Forward over prompts, one a slot, writing keys and values to the cache. Hidden states cover
+    /// all prompt tokens, `[sum of lengths, hidden_size]`. No gradient.
+    ///
+    /// # Panics
+    /// A prompt longer than the cache's capacity.
     pub fn prefill(
         &self,
         cache: &mut KvCache,
@@ -127,21 +159,171 @@ impl Transformer {
         prompts: &[&[u32]],
         options: &ForwardOptions,
     ) -> ForwardOutput {
-        todo!()
+        let input = PackedInput::from_sequences(prompts, self.device());
+        let output = tch::no_grad(|| self.packed(&input, options, Some((cache, slots))));
+        for (&slot, prompt) in slots.iter().zip(prompts) {
+            cache.lengths[slot] = prompt.len() as i64;
+        }
+        output
     }
 
-    /// One more token for each of the slots `0..B`: `tokens` i64 `[B]`; hidden `[B, hidden_size]`. No gradient.
+    /// One more token for each of the slots `0..B`: `tokens` i64 `[B]`; hidden `[B, hidden_size]`.
+    /// No gradient. Under `Routing::Record` the experts come back as in a packed pass.
     pub fn decode(
         &self,
         cache: &mut KvCache,
         tokens: &Tensor,
         options: &ForwardOptions,
     ) -> ForwardOutput {
-        todo!()
+        let _guard = tch::no_grad_guard();
+        let batch = tokens.size()[0] as usize;
+        let step = DecodeContext::new(
+            &self.config,
+            &cache.lengths[..batch],
+            self.kind,
+            self.device(),
+        );
+        let mut x = self.embed(tokens);
+        let mut routed = Vec::new();
+        for (layer, layer_cache) in self.layers.iter().zip(&cache.layers) {
+            let (next, chosen) = layer.cached(&x, &step, layer_cache, options.attention);
+            x = next;
+            routed.extend(chosen.map(|chosen| chosen.experts));
+        }
+        let key_share = self.sparse_topk(options.attention).map_or(1.0, |topk| {
+            let share = |&len: &i64| topk.min(len + 1) as f64 / (len + 1) as f64;
+            cache.lengths[..batch].iter().map(share).sum::<f64>() / batch as f64
+        });
+        for length in &mut cache.lengths[..batch] {
+            *length += 1;
+        }
+        let records = matches!(options.routing, Routing::Record) && !routed.is_empty();
+        ForwardOutput {
+            hidden: self.norm.forward(&x),
+            routing: records.then(|| Tensor::stack(&routed, 1)),
+            routing_agreement: None,
+            indexer_losses: Vec::new(),
+            selected: None,
+            key_share,
+        }
     }
 
     /// Output head: hidden `[N, hidden_size]` to f32 logits `[N, vocab_size]`.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        todo!()
+        self.lm_head
+            .as_ref()
+            .unwrap_or(&self.embed_tokens)
+            .project(hidden)
+            .to_kind(Kind::Float)
     }
+
+    fn embed(&self, tokens: &Tensor) -> Tensor {
+        Tensor::embedding(&self.embed_tokens.weight(), tokens, -1, false, false)
+    }
+
+    /// Keys a query attends to, at most, where attention is sparse.
+    fn sparse_topk(&self, attention: Attention) -> Option<i64> {
+        let dsa = self.config.dsa.as_ref()?;
+        (attention == Attention::Sparse).then_some(dsa.index_topk as i64)
+    }
+
+    fn packed(
+        &self,
+        input: &PackedInput,
+        options: &ForwardOptions,
+        cache: Option<(&KvCache, &[usize])>,
+    ) -> ForwardOutput {
+        let pack = Rc::new(PackContext::new(&self.config, input, self.kind));
+        let request = AttentionRequest {
+            attention: options.attention,
+            indexer_loss: options.indexer_loss,
+            record_selected: options.record_selected,
+        };
+        let mut x = self.embed(&input.tokens);
+        let mut indexer_losses = Vec::new();
+        let mut records = Vec::new();
+        for (index, layer) in self.layers.iter().enumerate() {
+            let recorded = options.routing.layer(index);
+            let output = if options.activation_checkpointing {
+                checkpointed(layer, &x, &pack, request, recorded)
+            } else {
+                let write = cache.map(|(cache, slots)| CacheWrite {
+                    cache: &cache.layers[index],
+                    slots,
+                });
+                layer.packed(&x, &pack, request, recorded.as_ref(), write)
+            };
+            x = output.x;
+            indexer_losses.extend(output.indexer_loss);
+            records.push(output.record);
+        }
+        ForwardOutput {
+            hidden: self.norm.forward(&x),
+            routing: recorded_routing(options, &records),
+            routing_agreement: routing_agreement(&records),
+            indexer_losses,
+            selected: records.into_iter().map(|record| record.selected).collect(),
+            key_share: self
+                .sparse_topk(options.attention)
+                .map_or(1.0, |topk| pack.key_share(&input.documents, topk)),
+        }
+    }
+}
+
+/// A layer's packed pass that keeps only its input for backward.
+fn checkpointed(
+    layer: &Rc<Layer>,
+    x: &Tensor,
+    pack: &Rc<PackContext>,
+    request: AttentionRequest,
+    recorded: Option<Tensor>,
+) -> LayerOutput {
+    let record = Rc::new(RefCell::new(None));
+    let (layer, pack, sink) = (layer.clone(), pack.clone(), record.clone());
+    let mut outputs = kernels::autograd::checkpoint(&[x.shallow_clone()], move |inputs| {
+        let output = layer.packed(&inputs[0], &pack, request, recorded.as_ref(), None);
+        // The recomputation in backward records the same again; nobody reads that.
+        *sink.borrow_mut() = Some(output.record);
+        std::iter::once(output.x)
+            .chain(output.indexer_loss)
+            .collect()
+    });
+    let indexer_loss = request
+        .indexer_loss
+        .then(|| outputs.pop())
+        .flatten()
+        .filter(|_| !outputs.is_empty());
+    let record = record.borrow_mut().take().unwrap_or_default();
+    LayerOutput {
+        x: outputs.swap_remove(0),
+        indexer_loss,
+        record,
+    }
+}
+
+fn recorded_routing(options: &ForwardOptions, records: &[LayerRecord]) -> Option<Tensor> {
+    if !matches!(options.routing, Routing::Record) {
+        return None;
+    }
+    let layers: Vec<&Tensor> = records
+        .iter()
+        .filter_map(|r| r.routed.as_ref())
+        .map(|r| &r.experts)
+        .collect();
+    (!layers.is_empty()).then(|| Tensor::stack(&layers, 1))
+}
+
+fn routing_agreement(records: &[LayerRecord]) -> Option<f64> {
+    let routed = || records.iter().filter_map(|r| r.routed.as_ref());
+    let agreeing: Vec<&Tensor> = routed().filter_map(|r| r.agreeing.as_ref()).collect();
+    if agreeing.is_empty() {
+        return None;
+    }
+    let total: usize = routed().map(|r| r.experts.numel()).sum();
+    Some(
+        Tensor::stack(&agreeing, 0)
+            .sum(Kind::Int64)
+            .int64_value(&[]) as f64
+            / total as f64,
+    )
 }

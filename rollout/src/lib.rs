@@ -1,14 +1,21 @@
 //! Prompts in, groups of samples out.
 //!
-//! [`engine::Engine`] generates (schedule -> run -> postprocess), [`group`] turns prompts into graded
-//! groups, [`sample`] holds the types that travel, [`rollout_file`] writes them to parquet.
+//! [`engine::Engine`] generates (schedule -> run -> postprocess): [`scheduler`] says which sample
+//! runs in which cache slot, [`sampler`] turns logits into tokens with the random numbers of
+//! [`draws`]. [`group`] turns prompts into graded groups, [`sample`] holds the types that travel,
+//! [`rollout_file`] writes them to parquet. Losses and optimizers live elsewhere.
 
+pub mod draws;
 pub mod engine;
+pub mod error;
 pub mod group;
 pub mod rollout_file;
 pub mod sample;
 pub mod sampler;
 pub mod scheduler;
 
+pub use engine::{Engine, GeneratedSample, GenerationSettings, GenerationStats, Request};
+pub use error::RolloutError;
+pub use group::sample_groups;
 pub use sample::{FinishReason, Group, Prompt, Sample};
 pub use sampler::SamplingConfig;

@@ -1,1 +1,354 @@
-//! Placeholder.
+//! Run checkpoints: everything a killed run needs to continue bit for bit.
+//!
+//! ```text
+//! checkpoints/step-000040/         after optimizer step 40 of the run
+//!     weights.safetensors          f32 masters by Hugging Face name
+//!     optimizer.safetensors        moments and step counts
+//!     state.json                   TrainState: stage, steps, policy version, cursors
+//!     manifest.json                format, config hash, reference link; size and BLAKE3 of each file
+//! checkpoints/reference-stage-2/   weights.safetensors, manifest.json: written once a stage
+//! ```
+//! A folder is written as `NAME.partial`, made durable (fsync of each file and the folder) and then
+//! renamed, so a folder with its plain name is complete. Older ones go afterwards, renamed to
+//! `NAME.deleting` first. A folder of the same name steps aside as `NAME.replaced`, which counts as
+//! `NAME` until the new one is in place. One writer at a time: the run folder's lock sees to that.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use kernels::tch::Tensor;
+use serde::{Deserialize, Serialize};
+
+use self::item_folder::ItemFolder;
+use self::manifest::{Manifest, ReferenceLink};
+use self::tensor_file::{TensorFile, create_file, create_tensor_file};
+
+mod item_folder;
+pub mod manifest;
+mod tensor_file;
+
+const WEIGHTS: &str = "weights.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+
+/// Where a run stands, besides its tensors.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TrainState {
+    /// Index of the stage in the run's list.
+    pub stage: usize,
+    /// Steps done in it.
+    pub step_in_stage: usize,
+    /// Optimizer steps done in the run; names the checkpoint.
+    pub global_step: u64,
+    /// Version of the policy.
+    pub policy_version: u64,
+    /// Id of the next prompt; random draws are keyed by it.
+    pub next_prompt_id: u64,
+    /// Next document of the stage's text.
+    pub next_document: u64,
+}
+
+/// A checkpoint that can't be written, found or read.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The operating system refused (a full disk shows here); earlier checkpoints are untouched.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// File or folder.
+        path: PathBuf,
+        /// Cause.
+        source: io::Error,
+    },
+    /// A file is not what was written.
+    #[error("{path} is damaged: {problem}", path = path.display())]
+    Damaged {
+        /// File.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// File and model disagree about a tensor.
+    #[error("{path}: tensor '{name}': {problem}", path = path.display())]
+    Tensor {
+        /// File.
+        path: PathBuf,
+        /// Tensor.
+        name: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// There are checkpoints, but every one is damaged.
+    #[error(
+        "no checkpoint in {folder} is intact; restore one from a backup or start a new run:\n  {problems}",
+        folder = folder.display(),
+        problems = problems.join("\n  ")
+    )]
+    NoneIntact {
+        /// The run's `checkpoints`.
+        folder: PathBuf,
+        /// What is wrong with each, newest first.
+        problems: Vec<String>,
+    },
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError + use<> {
+    let path = path.to_path_buf();
+    |source| CheckpointError::Io { path, source }
+}
+
+/// What goes into a checkpoint.
+#[derive(Debug)]
+pub struct Contents<'a> {
+    /// f32 masters by Hugging Face name.
+    pub weights: &'a [(String, Tensor)],
+    /// State of the optimizer.
+    pub optimizer: &'a [(String, Tensor)],
+    /// Where the run stands.
+    pub state: &'a TrainState,
+    /// Hash of the run's configuration.
+    pub config_hash: &'a str,
+    /// Name that [`Checkpoints::save_reference`] returned, while a reference policy is in use.
+    pub reference: Option<&'a str>,
+}
+
+/// The newest intact checkpoint.
+#[derive(Debug)]
+pub struct Latest {
+    /// The checkpoint.
+    pub checkpoint: Checkpoint,
+    /// What is wrong with each newer one, newest first; tell the user.
+    pub damaged: Vec<CheckpointError>,
+}
+
+/// A checkpoint whose files were all verified.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// Its folder.
+    pub path: PathBuf,
+    /// Where the run stood.
+    pub state: TrainState,
+    /// Hash of the configuration it was made with.
+    pub config_hash: String,
+    /// Name of the reference policy, for the next [`Contents::reference`].
+    pub reference: Option<String>,
+    reference_path: Option<PathBuf>,
+}
+
+impl Checkpoint {
+    /// Copies the weights into `targets`, in place.
+    ///
+    /// # Errors
+    /// Names, shapes or types differ (then nothing was copied), or the disk refuses.
+    pub fn load_weights(&self, targets: &[(&str, &Tensor)]) -> Result<(), CheckpointError> {
+        TensorFile::open(&self.path.join(WEIGHTS))?.copy_into(targets)
+    }
+
+    /// Copies the reference policy's weights into `targets`, in place; false when there is none.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::load_weights`].
+    pub fn load_reference(&self, targets: &[(&str, &Tensor)]) -> Result<bool, CheckpointError> {
+        match &self.reference_path {
+            Some(path) => TensorFile::open(&path.join(WEIGHTS))?.copy_into(targets)?,
+            None => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// State of the optimizer, on the CPU.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn optimizer_state(&self) -> Result<Vec<(String, Tensor)>, CheckpointError> {
+        TensorFile::open(&self.path.join(OPTIMIZER))?.read_all()
+    }
+}
+
+/// The checkpoints of a run.
+#[derive(Debug)]
+pub struct Checkpoints {
+    items: ItemFolder,
+    keep: usize,
+    /// Steps whose checkpoint [`Checkpoints::latest`] found damaged: they don't count as kept.
+    damaged: BTreeSet<u64>,
+}
+
+impl Checkpoints {
+    /// The checkpoints in `folder` (made on the first save), of which the newest `keep` stay; at
+    /// least one does.
+    pub fn new(folder: &Path, keep: usize) -> Checkpoints {
+        Checkpoints {
+            items: ItemFolder {
+                path: folder.to_path_buf(),
+            },
+            keep: keep.max(1),
+            damaged: BTreeSet::new(),
+        }
+    }
+
+    /// Writes `step-NNNNNN`, then deletes what is older than the newest `keep`.
+    ///
+    /// # Errors
+    /// The disk refuses, or a tensor can't be stored: nothing new is left behind and every earlier
+    /// checkpoint is still there.
+    pub fn save(&mut self, contents: &Contents) -> Result<PathBuf, CheckpointError> {
+        let step = contents.state.global_step;
+        let reference = match contents.reference {
+            None => None,
+            Some(name) => Some(ReferenceLink {
+                name: name.to_string(),
+                seal: Manifest::read(&self.items.path_of(name))?.seal(),
+            }),
+        };
+        let path = self.items.create(&step_name(step), |folder| {
+            let files = vec![
+                create_tensor_file(folder, WEIGHTS, contents.weights)?,
+                create_tensor_file(folder, OPTIMIZER, contents.optimizer)?,
+                create_file(folder, STATE, |out| {
+                    Ok(serde_json::to_writer_pretty(out, contents.state)?)
+                })?,
+            ];
+            Manifest::new(contents.config_hash, reference, files).create(folder)
+        })?;
+        self.damaged.remove(&step);
+        self.delete_old_steps(step)?;
+        self.delete_old_references(contents.state.stage)?;
+        Ok(path)
+    }
+
+    /// Writes `reference-stage-N`, the policy as it was when stage N began, and returns that name.
+    /// It stays as long as a checkpoint links to it or the run is still in stage N or before.
+    ///
+    /// # Errors
+    /// As [`Checkpoints::save`].
+    pub fn save_reference(
+        &self,
+        stage: usize,
+        weights: &[(String, Tensor)],
+    ) -> Result<String, CheckpointError> {
+        let name = format!("reference-stage-{stage}");
+        self.items.create(&name, |folder| {
+            let files = vec![create_tensor_file(folder, WEIGHTS, weights)?];
+            Manifest::new("", None, files).create(folder)
+        })?;
+        Ok(name)
+    }
+
+    /// The newest checkpoint whose every byte is as written, its reference included; `None` when
+    /// the run has no checkpoint yet.
+    ///
+    /// # Errors
+    /// There are checkpoints but none is intact.
+    pub fn latest(&mut self) -> Result<Option<Latest>, CheckpointError> {
+        let mut damaged = Vec::new();
+        for step in self.steps()?.into_iter().rev() {
+            match self.verified(step) {
+                Ok(checkpoint) => {
+                    return Ok(Some(Latest {
+                        checkpoint,
+                        damaged,
+                    }));
+                }
+                Err(error) => {
+                    self.damaged.insert(step);
+                    damaged.push(error);
+                }
+            }
+        }
+        if damaged.is_empty() {
+            return Ok(None);
+        }
+        Err(CheckpointError::NoneIntact {
+            folder: self.items.path.clone(),
+            problems: damaged.iter().map(ToString::to_string).collect(),
+        })
+    }
+
+    fn verified(&self, step: u64) -> Result<Checkpoint, CheckpointError> {
+        let path = self.items.path_of(&step_name(step));
+        let manifest = Manifest::read(&path)?;
+        manifest.verify(&path)?;
+        let mut reference_path = None;
+        if let Some(link) = &manifest.reference {
+            let linked = self.items.path_of(&link.name);
+            let reference = Manifest::read(&linked)?;
+            if reference.seal() != link.seal {
+                return Err(CheckpointError::Damaged {
+                    problem: format!("{} links to another one of that name", path.display()),
+                    path: linked,
+                });
+            }
+            reference.verify(&linked)?;
+            reference_path = Some(linked);
+        }
+        let state_path = path.join(STATE);
+        let state = fs::read(&state_path).map_err(io_error(&state_path))?;
+        let state = serde_json::from_slice(&state).map_err(|e| CheckpointError::Damaged {
+            path: state_path,
+            problem: e.to_string(),
+        })?;
+        Ok(Checkpoint {
+            path,
+            state,
+            config_hash: manifest.config_hash,
+            reference: manifest.reference.map(|link| link.name),
+            reference_path,
+        })
+    }
+
+    /// Later steps are left alone: the run comes by there again.
+    fn delete_old_steps(&self, saved: u64) -> Result<(), CheckpointError> {
+        let mut steps = self.steps()?;
+        steps.retain(|&step| step <= saved);
+        let intact = steps
+            .iter()
+            .rev()
+            .filter(|step| !self.damaged.contains(step));
+        let kept: BTreeSet<u64> = intact.take(self.keep).copied().collect();
+        for step in steps.iter().filter(|step| !kept.contains(step)) {
+            self.items.delete(&step_name(*step))?;
+        }
+        Ok(())
+    }
+
+    /// Deletes references of stages before `stage` to which no checkpoint links.
+    fn delete_old_references(&self, stage: usize) -> Result<(), CheckpointError> {
+        let mut linked = BTreeSet::new();
+        for step in self.steps()? {
+            match Manifest::read(&self.items.path_of(&step_name(step))) {
+                Ok(manifest) => linked.extend(manifest.reference.map(|link| link.name)),
+                // Its link is unknown: delete nothing that it may need once repaired.
+                Err(_) => return Ok(()),
+            }
+        }
+        for name in self.items.items()? {
+            let of_stage = name.strip_prefix("reference-stage-");
+            let earlier = of_stage
+                .and_then(|n| n.parse::<usize>().ok())
+                .is_some_and(|n| n < stage);
+            if earlier && !linked.contains(&name) {
+                self.items.delete(&name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Steps that have a checkpoint, ascending.
+    fn steps(&self) -> Result<Vec<u64>, CheckpointError> {
+        let items = self.items.items()?;
+        let numbers = items.iter().filter_map(|name| name.strip_prefix("step-"));
+        let mut steps: Vec<u64> = numbers.filter_map(|number| number.parse().ok()).collect();
+        steps.sort_unstable();
+        Ok(steps)
+    }
+}
+
+fn step_name(step: u64) -> String {
+    format!("step-{step:06}")
+}
+
+#[cfg(test)]
+mod tests;

@@ -139,6 +139,28 @@ pub enum StageConfig {
     Grpo(GrpoConfig),
 }
 
+impl StageConfig {
+    /// Name of the kind of stage, as in the RON file.
+    pub fn name(&self) -> &'static str {
+        match self {
+            StageConfig::IndexerWarmup(_) => "indexer_warmup",
+            StageConfig::SparseTraining(_) => "sparse_training",
+            StageConfig::Sft(_) => "sft",
+            StageConfig::Grpo(_) => "grpo",
+        }
+    }
+
+    /// Steps of the stage.
+    pub fn steps(&self) -> usize {
+        match self {
+            StageConfig::IndexerWarmup(stage) | StageConfig::SparseTraining(stage) | StageConfig::Sft(stage) => {
+                stage.steps
+            }
+            StageConfig::Grpo(stage) => stage.steps,
+        }
+    }
+}
+
 /// Knobs of a stage that trains on text.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -171,7 +193,7 @@ pub struct LearningRate {
 
 /// Shape of the learning rate after its warm-up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Decay {
     /// Stays at the peak.
     #[default]

@@ -1,1 +1,579 @@
-//! Placeholder.
+//! RON file -> [`RunConfig`], with errors that point at the culprit, and back.
+//!
+//! Two RON extensions are always on: a value stands for `Some(value)`, and
+//! `grpo(steps: 5)` for `grpo((steps: 5))`. `--set path=value` replaces a value in the fully
+//! written-out configuration, whose text is then read again like any other.
+//! What values mean together is judged by [`RunConfig::validate`].
+
+use std::ops::Range;
+use std::path::Path;
+
+use ron::extensions::Extensions;
+
+use crate::config::RunConfig;
+pub use crate::config_error::{ConfigError, Diagnostic};
+use crate::config_error::{Finding, explain, nearest};
+use crate::ron_text::{self, Entry};
+
+/// Reads the configuration at `path`, applies `overrides` (`path=value` each) and validates it.
+///
+/// # Errors
+/// A file that can't be read, any wrong place in it or in an override, or contradictory values.
+pub fn load(path: &Path, overrides: &[String]) -> Result<RunConfig, ConfigError> {
+    let origin = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_path_buf(),
+        source,
+    })?;
+    let mut config = parse(&text, &origin)?;
+    for argument in overrides {
+        config = with_override(&config, argument)?;
+    }
+    match config.validate() {
+        Ok(()) => Ok(config),
+        Err(problems) => Err(ConfigError::Problems {
+            problems: located(problems, &text, overrides),
+            origin,
+        }),
+    }
+}
+
+/// Reads a configuration without validating it; `origin` names the text in errors.
+///
+/// # Errors
+/// The first wrong place of the text.
+pub fn parse(text: &str, origin: &str) -> Result<RunConfig, ConfigError> {
+    options().from_str(text).map_err(|error| {
+        let finding = explain(&error, text, |value| variants(text, value));
+        ConfigError::Text(Box::new(finding.in_file(origin, text)))
+    })
+}
+
+/// The configuration written out in full, every default included; [`parse`] gives it back equal.
+pub fn to_ron(config: &RunConfig) -> String {
+    let mut text = options()
+        .to_string_pretty(config, ron::ser::PrettyConfig::default())
+        .expect("a configuration holds no type that RON lacks");
+    text.push('\n');
+    text
+}
+
+/// Replaces one value: `stages[3].grpo.steps=5`. Text may come without quotes.
+///
+/// # Errors
+/// An unknown path or a value of another type; the error quotes the argument.
+pub fn with_override(config: &RunConfig, argument: &str) -> Result<RunConfig, ConfigError> {
+    let wrong = |finding: Finding| ConfigError::Text(Box::new(finding.in_argument(argument)));
+    let Some(equals) = argument.find('=') else {
+        return Err(wrong(Finding {
+            at: 0..argument.len(),
+            message: format!("`{argument}` is not of the form path=value"),
+            nearest: None,
+            valid: Vec::new(),
+        }));
+    };
+    let path = argument[..equals].trim();
+    let value = argument[equals + 1..].trim();
+    let text = to_ron(config);
+    let entries = ron_text::entries(&text);
+    // The last entry of a path is the innermost: the text inside `Path("...")`.
+    let place = entries
+        .iter()
+        .rev()
+        .find(|entry| entry.path == path && !path.is_empty())
+        .ok_or_else(|| wrong(unknown_path(&entries, &text, path)))?
+        .value
+        .clone();
+
+    let value_start = argument.len() - argument[equals + 1..].trim_start().len();
+    let value_range = value_start..value_start + value.len();
+    let quoted = format!("{value:?}");
+    if !is_one_value(value) {
+        return splice(&text, place, &quoted)
+            .map_err(|(error, edited)| wrong(in_value(&error, &edited, value_range, None)));
+    }
+    splice(&text, place.clone(), value).or_else(|(error, edited)| {
+        if error.code == ron::Error::ExpectedString
+            && let Ok(config) = splice(&text, place.clone(), &quoted)
+        {
+            return Ok(config);
+        }
+        Err(wrong(in_value(
+            &error,
+            &edited,
+            value_range,
+            Some(place.start),
+        )))
+    })
+}
+
+fn options() -> ron::Options {
+    ron::Options::default()
+        .with_default_extension(Extensions::IMPLICIT_SOME | Extensions::UNWRAP_VARIANT_NEWTYPES)
+}
+
+/// Reads `text` with the bytes `place` replaced by `value`; on failure, also returns what was read.
+fn splice(
+    text: &str,
+    place: Range<usize>,
+    value: &str,
+) -> Result<RunConfig, (ron::error::SpannedError, String)> {
+    let mut edited = text.to_string();
+    edited.replace_range(place, value);
+    options().from_str(&edited).map_err(|error| (error, edited))
+}
+
+/// Whether `value` is one whole RON value, so that it can't spill over its place.
+fn is_one_value(value: &str) -> bool {
+    !value.is_empty()
+        && ron_text::entries(&format!("({value})"))
+            .first()
+            .is_some_and(|document| document.value.end == value.len() + 2)
+        && ron_text::entries(value)
+            .first()
+            .is_some_and(|whole| whole.value == (0..value.len()))
+}
+
+/// Explains an error in a spliced text, placed in the argument: at the culprit when the value
+/// went in unchanged at `spliced_at`, else at the whole value.
+fn in_value(
+    error: &ron::error::SpannedError,
+    edited: &str,
+    value: Range<usize>,
+    spliced_at: Option<usize>,
+) -> Finding {
+    let mut finding = explain(error, edited, |place| variants(edited, place));
+    let moved = spliced_at.and_then(|place| {
+        let start = finding.at.start.checked_sub(place)?;
+        let end = finding.at.end.checked_sub(place)?.max(start);
+        (end <= value.len()).then(|| value.start + start..value.start + end)
+    });
+    finding.at = moved.unwrap_or(value);
+    finding
+}
+
+fn unknown_path(entries: &[Entry], text: &str, path: &str) -> Finding {
+    // The longest known beginning of the path, and the first unknown name after it.
+    let cuts = path
+        .char_indices()
+        .filter(|(_, c)| ".[".contains(*c))
+        .map(|(i, _)| i)
+        .rev()
+        .chain([0]);
+    for cut in cuts {
+        let known = &path[..cut];
+        let Some(entry) = entries.iter().rev().find(|entry| entry.path == known) else {
+            continue;
+        };
+        let rest = path[cut..].trim_start_matches('.');
+        let end = rest.char_indices().skip(1).find(|(_, c)| ".[".contains(*c));
+        let name = &rest[..end.map_or(rest.len(), |(i, _)| i)];
+        let start = path.len() - rest.len();
+        let at = start..start + name.len();
+        let valid = ron_text::children(entries, known);
+        let parent = if known.is_empty() { "" } else { " in " };
+        let quoted = if known.is_empty() {
+            String::new()
+        } else {
+            format!("`{known}`")
+        };
+        let message = if valid.is_empty() {
+            let value = &text[entry.value.clone()];
+            format!("unknown key `{name}`: `{known}` is {value}; set it as a whole, {known}=...")
+        } else {
+            format!("unknown key `{name}`{parent}{quoted}")
+        };
+        return Finding {
+            at,
+            message,
+            nearest: nearest(name, &valid),
+            valid: valid.iter().map(|name| name.to_string()).collect(),
+        };
+    }
+    unreachable!("the empty path is the document itself");
+}
+
+/// Variant names that may stand in place of the bytes `value`: what the parser says when it meets
+/// a name that nothing has.
+fn variants(text: &str, value: Range<usize>) -> Vec<String> {
+    let mut probe = text.to_string();
+    probe.replace_range(value, "__");
+    match options().from_str::<RunConfig>(&probe) {
+        Err(ron::error::SpannedError {
+            code: ron::Error::NoSuchEnumVariant { expected, .. },
+            ..
+        }) => expected.iter().map(|name| name.to_string()).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Puts in front of each problem where its value was given: a line of the file or a `--set`.
+fn located(problems: Vec<String>, text: &str, overrides: &[String]) -> Vec<String> {
+    let entries = ron_text::entries(text);
+    let locate = |problem: String| {
+        let path = problem.split([' ', ':']).next().unwrap_or_default();
+        let given_by = overrides.iter().rev().find(|argument| {
+            let target = argument.split('=').next().unwrap_or_default().trim();
+            path.strip_prefix(target)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        });
+        if let Some(argument) = given_by {
+            return format!("--set {argument}: {problem}");
+        }
+        match entries.iter().find(|entry| entry.path == path) {
+            Some(entry) => {
+                let line = text[..entry.value.start].matches('\n').count() + 1;
+                format!("line {line}: {problem}")
+            }
+            None => problem,
+        }
+    };
+    problems.into_iter().map(locate).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOUND: &str = r#"(
+    name: "a",
+    model: (source: Path("model"), dsa: (index_n_heads: 4, index_head_dim: 16, index_topk: 8)),
+    environments: [(family: sums)],
+    stages: [
+        sft(steps: 1, learning_rate: (peak: 1e-3)),
+        grpo(
+            steps: 5,
+            prompts_per_step: 4,
+            group_size: 8,
+            learning_rate: (peak: 1e-5, decay: cosine(floor: 0.1)),
+        ),
+    ],
+)
+"#;
+
+    /// The message for [`SOUND`] with `from` replaced by `to`.
+    fn message(from: &str, to: &str) -> String {
+        let text = SOUND.replace(from, to);
+        assert_ne!(text, SOUND, "nothing was replaced");
+        parse(&text, "bad.ron")
+            .expect_err("must be rejected")
+            .to_string()
+    }
+
+    fn override_message(argument: &str) -> String {
+        let config = parse(SOUND, "good.ron").expect("sound");
+        with_override(&config, argument)
+            .expect_err("must be rejected")
+            .to_string()
+    }
+
+    /// Message of [`load`] for a file with this text.
+    fn load_message(text: &str, overrides: &[&str]) -> String {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("bad.ron");
+        std::fs::write(&path, text).expect("written");
+        let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
+        load(&path, &overrides)
+            .expect_err("must be rejected")
+            .to_string()
+    }
+
+    #[track_caller]
+    fn assert_says(message: &str, parts: &[&str]) {
+        for part in parts {
+            assert!(message.contains(part), "no {part:?} in:\n{message}");
+        }
+    }
+
+    #[test]
+    fn misspelt_key_is_located_and_corrected() {
+        assert_eq!(
+            message("group_size: 8", "grop_size: 8"),
+            "bad.ron:10:13: unknown key `grop_size` in `stages[1].grpo`
+    |
+ 10 |             grop_size: 8,
+    |             ^^^^^^^^^ did you mean `group_size`?
+    = valid here: steps, prompts_per_step, group_size, mini_batches, learning_rate, \
+             clip_epsilon, kl_beta, off_policy_delta, keep_routing, keep_sampling_mask, \
+             train_indexer"
+        );
+    }
+
+    #[test]
+    fn misspelt_stage_and_family_list_the_valid_ones() {
+        assert_says(
+            &message("sft(", "sftt("),
+            &[
+                "bad.ron:6:9",
+                "`stages[0]` can't be `sftt`",
+                "did you mean `sft`?",
+                "indexer_warmup",
+            ],
+        );
+        assert_says(
+            &message("family: sums", "family: sum"),
+            &[
+                "bad.ron:4:29",
+                "environments[0].family",
+                "`sum`",
+                "did you mean `sums`?",
+                "countdown",
+            ],
+        );
+    }
+
+    #[test]
+    fn misspelt_key_of_a_decay_or_a_random_model_is_not_ignored() {
+        assert_says(
+            &message("floor: 0.1", "floor: 0.1, flor: 1"),
+            &[
+                "bad.ron:11:67",
+                "unknown key `flor`",
+                "did you mean `floor`?",
+            ],
+        );
+        assert_says(
+            &message("Path(\"model\")", "Random(vocab_sise: 3)"),
+            &[
+                "bad.ron:3:28",
+                "`vocab_sise` in `model.source.Random`",
+                "did you mean `vocab_size`?",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_far_off_key_gets_no_suggestion() {
+        let message = message("name: \"a\",", "name: \"a\", zzzzzzzzzz: 1,");
+        assert_says(
+            &message,
+            &["unknown key `zzzzzzzzzz`", "valid here: name, seed"],
+        );
+        assert!(!message.contains("did you mean"), "{message}");
+    }
+
+    #[test]
+    fn wrong_types_name_key_position_and_what_is_wanted() {
+        for (from, to, parts) in [
+            (
+                "steps: 1",
+                "steps: ten",
+                [
+                    "bad.ron:6:20",
+                    "`stages[0].sft.steps`",
+                    "whole number, found `ten`",
+                ],
+            ),
+            (
+                "steps: 1",
+                "steps: 1.5",
+                [
+                    "bad.ron:6:20",
+                    "`stages[0].sft.steps`",
+                    "whole number, found `1.5`",
+                ],
+            ),
+            (
+                "steps: 1",
+                "steps: -1",
+                [
+                    "bad.ron:6:20",
+                    "`stages[0].sft.steps`",
+                    "must not be negative, found `-1`",
+                ],
+            ),
+            (
+                "peak: 1e-3",
+                "peak: \"high\"",
+                [
+                    "bad.ron:6:45",
+                    "`stages[0].sft.learning_rate.peak`",
+                    "a number, found `\"high\"`",
+                ],
+            ),
+            (
+                "(peak: 1e-3)",
+                "1e-3",
+                [
+                    "bad.ron:6:38",
+                    "`stages[0].sft.learning_rate`",
+                    "parentheses",
+                ],
+            ),
+            (
+                "name: \"a\"",
+                "name: a",
+                ["bad.ron:2:11", "`name`", "text in double quotes, found `a`"],
+            ),
+            (
+                "[(family: sums)]",
+                "(family: sums)",
+                ["bad.ron:4:19", "`environments`", "list in square brackets"],
+            ),
+            (
+                "family: sums",
+                "family: \"sums\"",
+                ["bad.ron:4:29", "`environments[0].family`", "sums, products"],
+            ),
+            (
+                "Path(\"model\")",
+                "\"model\"",
+                ["bad.ron:3:21", "`model.source`", "valid here: Path, Random"],
+            ),
+            (
+                "group_size: 8",
+                "group_size: 8, keep_routing: 1",
+                [
+                    "bad.ron:10:42",
+                    "`stages[1].grpo.keep_routing`",
+                    "true or false",
+                ],
+            ),
+        ] {
+            assert_says(&message(from, to), &parts);
+        }
+    }
+
+    #[test]
+    fn broken_syntax_is_located() {
+        assert_says(
+            &message("name: \"a\",", "name: \"a\""),
+            &["bad.ron:3:5", "comma is missing"],
+        );
+        assert_says(
+            &message("    ],\n)", "    ],\n"),
+            &["bad.ron:1:1:", "before this bracket is closed"],
+        );
+        assert_says(
+            &message("Path(\"model\")", "Path(\"model)"),
+            &["bad.ron:3:", "closing quote"],
+        );
+    }
+
+    #[test]
+    fn missing_and_repeated_keys_are_named() {
+        assert_says(
+            &message("sft(steps: 1, ", "sft("),
+            &["bad.ron:6:12", "key `steps` is missing in `stages[0].sft`"],
+        );
+        assert_says(
+            &message("name: \"a\",", "name: \"a\", name: \"b\","),
+            &["bad.ron:2:16", "key `name` is given twice"],
+        );
+    }
+
+    #[test]
+    fn written_out_config_parses_back_equal() {
+        let config = parse(SOUND, "good.ron").expect("sound");
+        let text = to_ron(&config);
+        assert_eq!(parse(&text, "resolved").expect("sound"), config);
+        assert!(text.contains("off_policy_delta: 0.1,"), "{text}");
+    }
+
+    #[test]
+    fn overrides_replace_values_of_every_type() {
+        let mut config = parse(SOUND, "good.ron").expect("sound");
+        for argument in [
+            "seed=7",
+            "stages[1].grpo.steps=9",
+            "sampling.temperature = 0.7",
+            "name=other",
+            "system_prompt=Be brief, please.",
+            "model.source.Path=models/b",
+            "model.upcycle=(experts: 4, top_k: 2)",
+            "model.upcycle.top_k=1",
+            "stages[1].grpo.off_policy_delta=None",
+            "stages[0].sft.learning_rate.decay=cosine(floor: 0.2)",
+            "optimizer.betas[1]=0.99",
+        ] {
+            config = with_override(&config, argument).unwrap_or_else(|error| panic!("{error}"));
+        }
+        let text = to_ron(&config);
+        for line in [
+            "seed: 7,",
+            "steps: 9,",
+            "temperature: 0.7,",
+            "name: \"other\",",
+            "system_prompt: \"Be brief, please.\",",
+            "source: Path(\"models/b\"),",
+            "top_k: 1,",
+            "off_policy_delta: None,",
+            "floor: 0.2,",
+            "betas: (0.9, 0.99),",
+        ] {
+            assert!(text.contains(line), "no {line} in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn bad_override_is_quoted_with_the_nearest_key() {
+        assert_eq!(
+            override_message("sampling.temprature=0.5"),
+            "--set: unknown key `temprature` in `sampling`
+  |
+  | sampling.temprature=0.5
+  |          ^^^^^^^^^^ did you mean `temperature`?
+  = valid here: temperature, top_k, top_p, min_p, max_new_tokens"
+        );
+        assert_says(
+            &override_message("stages[1].grpo.steps=ten"),
+            &[
+                "--set: `stages[1].grpo.steps` must be a whole number, found `ten`",
+                "=ten",
+                "  |                      ^^^",
+            ],
+        );
+        assert_says(
+            &override_message("stages[2].grpo.steps=1"),
+            &["unknown key `[2]` in `stages`", "valid here: [0], [1]"],
+        );
+        assert_says(
+            &override_message("stages[0].grpo.steps=1"),
+            &["unknown key `grpo` in `stages[0]`", "valid here: sft"],
+        );
+        assert_says(
+            &override_message("model.upcycle.experts=4"),
+            &[
+                "`model.upcycle` is None",
+                "set it as a whole, model.upcycle=...",
+            ],
+        );
+        assert_says(
+            &override_message("model.upcycle=(experts: 4, topk: 2)"),
+            &[
+                "unknown key `topk` in `model.upcycle`",
+                "did you mean `top_k`?",
+            ],
+        );
+        assert_says(
+            &override_message("seed"),
+            &["`seed` is not of the form path=value"],
+        );
+        assert_says(
+            &override_message("seed=1, name: \"x\""),
+            &["`seed` must be a whole number"],
+        );
+    }
+
+    #[test]
+    fn contradictions_are_reported_all_at_once_with_their_lines() {
+        let text = SOUND
+            .replace("group_size: 8", "group_size: 1")
+            .replace("peak: 1e-3", "peak: -1e-3");
+        assert_says(
+            &load_message(&text, &["sampling.top_p=1.5"]),
+            &[
+                "bad.ron: 3 problems",
+                "\n  - --set sampling.top_p=1.5: sampling.top_p is 1.5",
+                "\n  - line 6: stages[0].sft.learning_rate.peak is -0.001; it must be above 0",
+                "\n  - line 10: stages[1].grpo.group_size is 1;",
+            ],
+        );
+    }
+
+    #[test]
+    fn missing_file_is_named() {
+        let error = load(Path::new("no/such.ron"), &[]).expect_err("no such file");
+        assert_eq!(error.to_string(), "can't read config no/such.ron");
+    }
+}

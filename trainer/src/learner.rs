@@ -1,1 +1,264 @@
-//! Placeholder.
+//! The learner: one optimizer step from text or from graded groups.
+//!
+//! Text: mean cross-entropy over the step's targets and, apart from it, the indexer's KL averaged
+//! over the step's tokens and summed over layers. Groups: the objective of [`crate::loss`] under
+//! replayed routing and kept tokens. Micro-batches add up exactly: their weights are those of the
+//! whole step.
+
+use kernels::tch::{self, Kind, Tensor};
+use model::{Attention, ForwardOptions, Routing, Transformer};
+use rollout::Group;
+
+use crate::batch::{self, MicroBatch, PackOptions, RoutingShape, TextDocument};
+use crate::config::{GrpoConfig, RunConfig};
+use crate::error::TrainerError;
+use crate::loss::{GrpoLossInput, GrpoLossParams, GrpoStats, grpo_loss, sft_loss};
+use crate::optimizer::{AdamW, StepNorms};
+
+/// What a text stage trains.
+#[derive(Clone, Copy, Debug)]
+pub struct TextObjective {
+    /// Attention of the main model.
+    pub attention: Attention,
+    /// Cross-entropy on the targets.
+    pub language_loss: bool,
+    /// The indexer's KL.
+    pub indexer_loss: bool,
+}
+
+/// Figures of a text step.
+#[derive(Debug, Default)]
+pub struct TextStep {
+    /// Cross-entropy, nats a target; `None` when it is not computed.
+    pub loss: Option<f64>,
+    /// Indexer KL, nats a token, mean over layers.
+    pub indexer_kl: Option<f64>,
+    /// Gradient norms before clipping.
+    pub norms: StepNorms,
+    /// Keys attended over keys visible.
+    pub key_share: f64,
+    /// Tokens forwarded.
+    pub num_tokens: usize,
+}
+
+/// One optimizer step on text documents.
+///
+/// # Errors
+/// Documents that can't be packed, or gradients that are not finite.
+pub fn text_step(
+    config: &RunConfig,
+    policy: &Transformer,
+    optimizer: &mut AdamW,
+    documents: &[TextDocument],
+    objective: TextObjective,
+    learning_rate: f64,
+) -> Result<TextStep, TrainerError> {
+    let batches = batch::pack_text(documents, config.micro_batch_tokens, policy.device())?;
+    let num_tokens: i64 = batches.iter().map(|batch| batch.input.num_tokens()).sum();
+    let num_layers = policy.config().num_hidden_layers as f64;
+    let mut step = TextStep { num_tokens: num_tokens as usize, ..TextStep::default() };
+    for batch in &batches {
+        let options = ForwardOptions {
+            attention: objective.attention,
+            indexer_loss: objective.indexer_loss,
+            activation_checkpointing: config.activation_checkpointing && objective.language_loss,
+            ..ForwardOptions::inference()
+        };
+        let output = policy.forward_packed(&batch.input, &options);
+        let mut losses = Vec::new();
+        if objective.language_loss {
+            let logprobs =
+                policy.token_logprobs(&output.hidden, &batch.target_rows, &batch.targets, 1.0, None);
+            let loss = sft_loss(&logprobs, &batch.token_weights);
+            *step.loss.get_or_insert(0.0) += loss.double_value(&[]);
+            losses.push(loss.to_kind(Kind::Float));
+        }
+        if !output.indexer_losses.is_empty() {
+            let kl = Tensor::stack(&output.indexer_losses, 0).sum(Kind::Float) / num_tokens as f64;
+            *step.indexer_kl.get_or_insert(0.0) += kl.double_value(&[]) / num_layers;
+            losses.push(kl);
+        }
+        step.key_share += output.key_share * batch.input.num_tokens() as f64 / num_tokens as f64;
+        Tensor::stack(&losses, 0).sum(Kind::Float).backward();
+    }
+    step.norms = optimizer.step(&policy.parameters(), learning_rate)?;
+    policy.publish();
+    Ok(step)
+}
+
+/// What the learner needs to know about a grpo stage.
+#[derive(Debug)]
+pub struct GrpoLearner<'a> {
+    /// Run config.
+    pub config: &'a RunConfig,
+    /// Stage config.
+    pub stage: &'a GrpoConfig,
+    /// Attention of the main model.
+    pub attention: Attention,
+    /// Policy being trained.
+    pub policy: &'a Transformer,
+    /// Frozen reference.
+    pub reference: Option<&'a Transformer>,
+}
+
+/// Figures of the optimizer steps on one rollout.
+#[derive(Debug, Default)]
+pub struct GrpoStep {
+    /// Mean loss over mini-batches.
+    pub loss: f64,
+    /// Objective's own figures, over all mini-batches.
+    pub stats: GrpoStats,
+    /// Gradient norms of the last mini-batch, before clipping.
+    pub norms: StepNorms,
+    /// |trainer - sampler| log-prob of the first mini-batch, before any update: mean, nats.
+    pub logprob_gap_mean: f64,
+    /// The same: largest.
+    pub logprob_gap_max: f64,
+    /// Share of recorded experts that free routing would choose now.
+    pub routing_agreement_free: Option<f64>,
+    /// Keys attended over keys visible.
+    pub key_share: f64,
+    /// Indexer KL, nats a token, mean over layers, where it trains.
+    pub indexer_kl: Option<f64>,
+    /// Tokens forwarded by the policy.
+    pub num_tokens: usize,
+    /// Optimizer steps taken.
+    pub optimizer_steps: usize,
+    /// Seconds of the reference's forward passes.
+    pub reference_secs: f64,
+}
+
+impl GrpoLearner<'_> {
+    /// The optimizer steps on one rollout: `mini_batches` disjoint sets of whole groups, in order.
+    /// `learning_rate(i)` is that of mini-batch i.
+    ///
+    /// # Errors
+    /// A sample without the payload that replay needs, or gradients that are not finite.
+    pub fn step(
+        &self,
+        optimizer: &mut AdamW,
+        groups: &[Group],
+        advantages: &[Vec<Option<f64>>],
+        learning_rate: impl Fn(usize) -> f64,
+    ) -> Result<GrpoStep, TrainerError> {
+        let mut step = GrpoStep::default();
+        let per_mini_batch = groups.len().div_ceil(self.stage.mini_batches);
+        let mini_batches = groups.chunks(per_mini_batch).zip(advantages.chunks(per_mini_batch));
+        for (index, (groups, advantages)) in mini_batches.enumerate() {
+            let batches = batch::pack(groups, advantages, &self.pack_options())?;
+            if batches.is_empty() {
+                continue;
+            }
+            let num_tokens: i64 = batches.iter().map(|batch| batch.input.num_tokens()).sum();
+            for batch in &batches {
+                self.accumulate(batch, num_tokens, index == 0, &mut step)?;
+            }
+            step.num_tokens += num_tokens as usize;
+            step.norms = optimizer.step(&self.policy.parameters(), learning_rate(index))?;
+            step.optimizer_steps += 1;
+            self.policy.publish();
+        }
+        let taken = step.optimizer_steps.max(1) as f64;
+        step.loss /= taken;
+        step.key_share /= step.num_tokens.max(1) as f64;
+        step.routing_agreement_free = step.routing_agreement_free.map(|sum| sum / step.num_tokens.max(1) as f64);
+        step.indexer_kl = step.indexer_kl.map(|sum| sum / taken);
+        Ok(step)
+    }
+
+    fn pack_options(&self) -> PackOptions {
+        let moe = self.policy.config().moe.as_ref().filter(|_| self.stage.keep_routing);
+        PackOptions {
+            micro_batch_tokens: self.config.micro_batch_tokens,
+            keep_routing: moe.map(|moe| RoutingShape {
+                num_layers: self.policy.config().num_hidden_layers,
+                top_k: moe.num_experts_per_tok,
+            }),
+            keep_sampling_mask: self.stage.keep_sampling_mask,
+            device: self.policy.device(),
+        }
+    }
+
+    /// Forward and backward of one micro-batch; gradients add up in the parameters.
+    fn accumulate(
+        &self,
+        batch: &MicroBatch,
+        step_tokens: i64,
+        before_any_update: bool,
+        step: &mut GrpoStep,
+    ) -> Result<(), TrainerError> {
+        let start = std::time::Instant::now();
+        let ref_logprobs =
+            self.reference.map(|reference| tch::no_grad(|| self.logprobs(reference, batch, Routing::Free, false).0));
+        step.reference_secs += start.elapsed().as_secs_f64();
+
+        let routing = batch.routing.as_ref().map_or(Routing::Free, |ids| Routing::Replay(ids.shallow_clone()));
+        let (logprobs, output) = self.logprobs(self.policy, batch, routing, self.stage.train_indexer);
+        let loss = grpo_loss(
+            &GrpoLossInput {
+                logprobs: &logprobs,
+                sampler_logprobs: &batch.sampler_logprobs,
+                ref_logprobs: ref_logprobs.as_ref(),
+                sequence: &batch.sequence,
+                advantages: &batch.advantages,
+                lengths: &batch.lengths,
+                token_weights: &batch.token_weights,
+            },
+            &GrpoLossParams {
+                clip_epsilon: self.stage.clip_epsilon,
+                kl_beta: self.stage.kl_beta,
+                off_policy_delta: self.stage.off_policy_delta,
+            },
+        );
+        step.loss += loss.loss.double_value(&[]);
+        step.stats.merge(&loss.stats);
+        if before_any_update {
+            let gap = tch::no_grad(|| (&logprobs - &batch.sampler_logprobs).abs());
+            let (first_tokens, count) = (step.stats.tokens as f64, gap.numel() as f64);
+            // A running mean: `tokens` already counts this micro-batch.
+            step.logprob_gap_mean +=
+                (gap.mean(Kind::Double).double_value(&[]) - step.logprob_gap_mean) * count / first_tokens;
+            step.logprob_gap_max = step.logprob_gap_max.max(gap.max().double_value(&[]));
+        }
+        let batch_tokens = batch.input.num_tokens() as f64;
+        step.key_share += output.key_share * batch_tokens;
+        if let Some(agreement) = output.routing_agreement {
+            *step.routing_agreement_free.get_or_insert(0.0) += agreement * batch_tokens;
+        }
+        let mut total = loss.loss.to_kind(Kind::Float);
+        if !output.indexer_losses.is_empty() {
+            let kl = Tensor::stack(&output.indexer_losses, 0).sum(Kind::Float) / step_tokens as f64;
+            let num_layers = output.indexer_losses.len() as f64;
+            *step.indexer_kl.get_or_insert(0.0) += kl.double_value(&[]) / num_layers;
+            total += kl;
+        }
+        total.backward();
+        Ok(())
+    }
+
+    fn logprobs(
+        &self,
+        model: &Transformer,
+        batch: &MicroBatch,
+        routing: Routing,
+        indexer_loss: bool,
+    ) -> (Tensor, model::ForwardOutput) {
+        let options = ForwardOptions {
+            routing,
+            attention: self.attention,
+            indexer_loss,
+            activation_checkpointing: self.config.activation_checkpointing,
+            record_selected: false,
+        };
+        let output = model.forward_packed(&batch.input, &options);
+        let temperature = self.config.sampling.temperature;
+        let logprobs = model.token_logprobs(
+            &output.hidden,
+            &batch.target_rows,
+            &batch.targets,
+            temperature,
+            Some(&batch.kept),
+        );
+        (logprobs, output)
+    }
+}

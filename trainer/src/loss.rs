@@ -1,1 +1,312 @@
-//! Placeholder.
+//! The GRPO loss of the report (3.1, equations 5 to 9) on packed tokens; pure functions.
+//!
+//! ```text
+//! J    = sum_t w_t * ( min(r_t A, clip(r_t, 1 - eps, 1 + eps) A) * M  -  beta * D_t )
+//! r_t  = exp(logprobs - sampler_logprobs)                                            (eq. 6)
+//! D_t  = r_t * ( exp(d) - d - 1 ),  d = ref_logprobs - logprobs                      (eq. 7)
+//! M    = 0 if A < 0 and mean_t(sampler_logprobs - logprobs) > delta, else 1          (eq. 9)
+//! ```
+//! N tokens, S sequences (completions); `w_t = 1 / (G |o_i|) / num_groups` comes precomputed. The
+//! ratio inside D keeps its gradient (that makes D's gradient unbiased); M has none, is one decision
+//! a sequence and leaves D alone. Nothing is clamped: extreme tokens are counted, not silenced.
+
+use kernels::tch::{Kind, Tensor};
+
+/// KL term, in nats, above which a token counts as extreme. Implementations that clamp here lose
+/// the gradient of exactly these tokens.
+const EXTREME_KL: f64 = 10.0;
+
+/// Tensors of one micro-batch.
+#[derive(Debug)]
+pub struct GrpoLossInput<'a> {
+    /// Policy being trained, `[N]`, with gradient.
+    pub logprobs: &'a Tensor,
+    /// pi_old as the engine returned it, `[N]`.
+    pub sampler_logprobs: &'a Tensor,
+    /// Frozen reference, `[N]`; needed when `kl_beta > 0`.
+    pub ref_logprobs: Option<&'a Tensor>,
+    /// Sequence of each token, `[N]` i64 in `0..S`.
+    pub sequence: &'a Tensor,
+    /// Advantage of each sequence, `[S]`.
+    pub advantages: &'a Tensor,
+    /// Tokens of each sequence, `[S]`.
+    pub lengths: &'a Tensor,
+    /// Share of each token in the step's objective, `[N]`.
+    pub token_weights: &'a Tensor,
+}
+
+/// Constants of the objective.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GrpoLossParams {
+    /// Half width of the clip interval around ratio 1.
+    pub clip_epsilon: f64,
+    /// Strength of the KL term.
+    pub kl_beta: f64,
+    /// Largest mean drift (nats a token) of a sequence with negative advantage; `None`: no mask.
+    pub off_policy_delta: Option<f64>,
+}
+
+/// Loss of a micro-batch; the losses of a step's micro-batches add up.
+#[derive(Debug)]
+pub struct GrpoLoss {
+    /// `-J`, a scalar with gradient.
+    pub loss: Tensor,
+    /// What happened on the way.
+    pub stats: GrpoStats,
+}
+
+/// Sums over the tokens and sequences of one or, after [`GrpoStats::merge`], several micro-batches.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GrpoStats {
+    /// Tokens N.
+    pub tokens: u64,
+    /// Sequences S.
+    pub sequences: u64,
+    /// Sum of D over tokens, nats.
+    pub kl_sum: f64,
+    /// Sum of r over tokens.
+    pub ratio_sum: f64,
+    /// Largest r.
+    pub ratio_max: f64,
+    /// Smallest r.
+    pub ratio_min: f64,
+    /// Tokens whose surrogate is the clipped, constant one.
+    pub clipped_tokens: u64,
+    /// Tokens whose KL term exceeds 10 nats.
+    pub extreme_tokens: u64,
+    /// Sequences with negative advantage.
+    pub negative_sequences: u64,
+    /// Sequences that the off-policy mask removed from the surrogate.
+    pub masked_sequences: u64,
+    /// Their tokens.
+    pub masked_tokens: u64,
+    /// Sum over sequences of mean(sampler_logprobs - logprobs), nats a token.
+    pub drift_sum: f64,
+    /// Largest of these.
+    pub drift_max: f64,
+    /// Sum of |A| over sequences.
+    pub abs_advantage_sum: f64,
+    /// Sum of |A| over masked sequences: the learning signal that the mask took away.
+    pub abs_advantage_masked: f64,
+}
+
+impl Default for GrpoStats {
+    fn default() -> Self {
+        GrpoStats {
+            tokens: 0,
+            sequences: 0,
+            kl_sum: 0.0,
+            ratio_sum: 0.0,
+            ratio_max: f64::NEG_INFINITY,
+            ratio_min: f64::INFINITY,
+            clipped_tokens: 0,
+            extreme_tokens: 0,
+            negative_sequences: 0,
+            masked_sequences: 0,
+            masked_tokens: 0,
+            drift_sum: 0.0,
+            drift_max: f64::NEG_INFINITY,
+            abs_advantage_sum: 0.0,
+            abs_advantage_masked: 0.0,
+        }
+    }
+}
+
+impl GrpoStats {
+    /// Adds another micro-batch.
+    pub fn merge(&mut self, other: &GrpoStats) {
+        self.tokens += other.tokens;
+        self.sequences += other.sequences;
+        self.kl_sum += other.kl_sum;
+        self.ratio_sum += other.ratio_sum;
+        self.ratio_max = self.ratio_max.max(other.ratio_max);
+        self.ratio_min = self.ratio_min.min(other.ratio_min);
+        self.clipped_tokens += other.clipped_tokens;
+        self.extreme_tokens += other.extreme_tokens;
+        self.negative_sequences += other.negative_sequences;
+        self.masked_sequences += other.masked_sequences;
+        self.masked_tokens += other.masked_tokens;
+        self.drift_sum += other.drift_sum;
+        self.drift_max = self.drift_max.max(other.drift_max);
+        self.abs_advantage_sum += other.abs_advantage_sum;
+        self.abs_advantage_masked += other.abs_advantage_masked;
+    }
+
+    /// Mean of D over tokens, nats; 0 without tokens.
+    pub fn kl_mean(&self) -> f64 {
+        self.kl_sum / self.tokens.max(1) as f64
+    }
+
+    /// Mean of r over tokens.
+    pub fn ratio_mean(&self) -> f64 {
+        self.ratio_sum / self.tokens.max(1) as f64
+    }
+
+    /// Share of tokens with a clipped surrogate.
+    pub fn clipped_share(&self) -> f64 {
+        self.clipped_tokens as f64 / self.tokens.max(1) as f64
+    }
+
+    /// Share of sequences that the off-policy mask removed.
+    pub fn masked_share(&self) -> f64 {
+        self.masked_sequences as f64 / self.sequences.max(1) as f64
+    }
+
+    /// Mean over sequences of mean(sampler_logprobs - logprobs), nats a token.
+    pub fn drift_mean(&self) -> f64 {
+        self.drift_sum / self.sequences.max(1) as f64
+    }
+}
+
+/// `r = exp(logprobs - sampler_logprobs)` (eq. 6), elementwise, with gradient.
+pub fn importance_ratio(logprobs: &Tensor, sampler_logprobs: &Tensor) -> Tensor {
+    (logprobs - sampler_logprobs).exp()
+}
+
+/// `min(r A, clip(r, 1 - eps, 1 + eps) A)` (eq. 5), elementwise; `ratio` and `advantages` `[N]`.
+pub fn clipped_surrogate(ratio: &Tensor, advantages: &Tensor, clip_epsilon: f64) -> Tensor {
+    let clipped = ratio.clamp(1.0 - clip_epsilon, 1.0 + clip_epsilon);
+    (ratio * advantages).minimum(&(clipped * advantages))
+}
+
+/// `K3 = exp(d) - d - 1` with `d = ref_logprobs - logprobs`, elementwise.
+pub fn k3(logprobs: &Tensor, ref_logprobs: &Tensor) -> Tensor {
+    let d = ref_logprobs - logprobs;
+    // expm1 keeps the digits of small differences.
+    d.expm1() - d
+}
+
+/// `D = r * K3` (eq. 7), elementwise; its gradient is `r * (logprobs - ref_logprobs)`.
+pub fn unbiased_kl(ratio: &Tensor, logprobs: &Tensor, ref_logprobs: &Tensor) -> Tensor {
+    ratio * k3(logprobs, ref_logprobs)
+}
+
+/// `mean_t(sampler_logprobs - logprobs)` of each sequence, `[S]` f64, without gradient.
+///
+/// Summed in f64, so that the order of the sum can't decide about a sequence.
+pub fn sequence_drift(input: &GrpoLossInput) -> Tensor {
+    let difference = input.sampler_logprobs.to_kind(Kind::Double)
+        - input.logprobs.detach().to_kind(Kind::Double);
+    Tensor::zeros_like(&input.lengths.to_kind(Kind::Double)).index_add(
+        0,
+        input.sequence,
+        &difference,
+    ) / input.lengths
+}
+
+/// M of eq. 9, `[S]` bool: whether a sequence stays in the surrogate.
+pub fn keep_sequence(drift: &Tensor, advantages: &Tensor, off_policy_delta: Option<f64>) -> Tensor {
+    match off_policy_delta {
+        Some(delta) => advantages.ge(0.0).logical_or(&drift.le(delta)),
+        None => advantages.ones_like().to_kind(Kind::Bool),
+    }
+}
+
+/// `-J` of a micro-batch (eq. 5 to 9 above).
+///
+/// # Panics
+/// When `kl_beta > 0` without reference log-probs, or when shapes disagree.
+pub fn grpo_loss(input: &GrpoLossInput, params: &GrpoLossParams) -> GrpoLoss {
+    assert!(
+        params.kl_beta == 0.0 || input.ref_logprobs.is_some(),
+        "kl_beta is {} but there are no reference log-probs",
+        params.kl_beta
+    );
+    let logprobs = input.logprobs;
+    let kind = logprobs.kind();
+    let ratio = importance_ratio(logprobs, &input.sampler_logprobs.to_kind(kind));
+    let drift = sequence_drift(input);
+    let keep = keep_sequence(&drift, input.advantages, params.off_policy_delta);
+
+    let token_advantages = input
+        .advantages
+        .to_kind(kind)
+        .index_select(0, input.sequence);
+    let token_keep = keep.to_kind(kind).index_select(0, input.sequence);
+    let surrogate = clipped_surrogate(&ratio, &token_advantages, params.clip_epsilon) * token_keep;
+    let kl = input
+        .ref_logprobs
+        .map(|ref_logprobs| unbiased_kl(&ratio, logprobs, &ref_logprobs.to_kind(kind)));
+    let objective = match &kl {
+        Some(kl) if params.kl_beta != 0.0 => surrogate - kl * params.kl_beta,
+        _ => surrogate,
+    };
+    GrpoLoss {
+        loss: -(objective * input.token_weights.to_kind(kind)).sum(kind),
+        stats: grpo_stats(input, params, &ratio, kl.as_ref(), &drift, &keep),
+    }
+}
+
+/// Cross-entropy of a micro-batch: `-sum_t w_t logprobs_t`; weights `[N]` sum to 1 over a step.
+pub fn sft_loss(logprobs: &Tensor, token_weights: &Tensor) -> Tensor {
+    -(logprobs * token_weights.to_kind(logprobs.kind())).sum(logprobs.kind())
+}
+
+fn grpo_stats(
+    input: &GrpoLossInput,
+    params: &GrpoLossParams,
+    ratio: &Tensor,
+    kl: Option<&Tensor>,
+    drift: &Tensor,
+    keep: &Tensor,
+) -> GrpoStats {
+    let (tokens, sequences) = (input.logprobs.numel(), input.lengths.numel());
+    if tokens == 0 {
+        return GrpoStats::default();
+    }
+    let ratio = ratio.detach().to_kind(Kind::Double);
+    let advantages = input.advantages.to_kind(Kind::Double);
+    let masked = keep.logical_not().to_kind(Kind::Double);
+    let token_advantages = advantages.index_select(0, input.sequence);
+    let clipped_above = ratio
+        .gt(1.0 + params.clip_epsilon)
+        .logical_and(&token_advantages.gt(0.0));
+    let clipped_below = ratio
+        .lt(1.0 - params.clip_epsilon)
+        .logical_and(&token_advantages.lt(0.0));
+    let kl = match kl {
+        Some(kl) => kl.detach().to_kind(Kind::Double),
+        None => ratio.zeros_like(),
+    };
+    let sum = |t: &Tensor| t.sum(Kind::Double);
+    // One copy from the device for all numbers.
+    let numbers = Tensor::stack(
+        &[
+            sum(&kl),
+            sum(&ratio),
+            ratio.max(),
+            ratio.min(),
+            sum(&clipped_above.logical_or(&clipped_below)),
+            sum(&kl.gt(EXTREME_KL)),
+            sum(&advantages.lt(0.0)),
+            sum(&masked),
+            sum(&(&masked * input.lengths)),
+            sum(drift),
+            drift.max(),
+            sum(&advantages.abs()),
+            sum(&(&masked * advantages.abs())),
+        ],
+        0,
+    );
+    let numbers = Vec::<f64>::try_from(numbers).expect("a row of f64");
+    GrpoStats {
+        tokens: tokens as u64,
+        sequences: sequences as u64,
+        kl_sum: numbers[0],
+        ratio_sum: numbers[1],
+        ratio_max: numbers[2],
+        ratio_min: numbers[3],
+        clipped_tokens: numbers[4] as u64,
+        extreme_tokens: numbers[5] as u64,
+        negative_sequences: numbers[6] as u64,
+        masked_sequences: numbers[7] as u64,
+        masked_tokens: numbers[8] as u64,
+        drift_sum: numbers[9],
+        drift_max: numbers[10],
+        abs_advantage_sum: numbers[11],
+        abs_advantage_masked: numbers[12],
+    }
+}
+
+#[cfg(test)]
+mod tests;

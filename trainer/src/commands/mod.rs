@@ -1,1 +1,117 @@
-//! Commands.
+//! What `baleen` can be asked to do: one file a command, each with its arguments and `run`.
+//!
+//! Results go to standard output, all else to standard error. An error reaches `main` once, as a
+//! [`Failure`] with its hint and exit code.
+
+mod eval;
+mod failure;
+mod generate;
+mod import;
+mod logging;
+mod output;
+mod plan;
+mod policy_arguments;
+mod resume;
+mod score;
+mod status;
+mod stop;
+mod train;
+
+use clap::{Parser, Subcommand};
+
+pub use failure::Failure;
+
+/// RL post-training of sparse mixture-of-experts language models
+#[derive(Debug, Parser)]
+#[command(
+    name = "baleen",
+    version,
+    about,
+    after_help = "\
+Examples:
+  baleen train configs/quickstart.ron              train; everything lands in runs/quickstart
+  baleen train configs/quickstart.ron --dry-run    show what would be run, and its size
+  baleen train configs/quickstart.ron --run runs/b --set seed=2 --set sampling.temperature=0.8
+  baleen status runs/quickstart                    how far a run is, and how its rewards go
+  baleen resume runs/quickstart                    continue after a stop, a crash or a kill
+  baleen import model.gguf models/moe --upcycle experts=4,top_k=2 --dsa heads=4,dim=32,topk=16
+  baleen generate models/moe --prompt 'What is 2 + 3?'
+  baleen eval models/moe --family sums --level 2 --prompts 256
+
+Ctrl-C or SIGTERM ends a run after the current step, saved; a second one ends it at once.
+
+Exit codes:
+  0  done, or stopped on request after saving
+  1  failed while running
+  2  wrong usage or configuration; nothing was run"
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Train(train::Args),
+    Resume(resume::Args),
+    Status(status::Args),
+    Import(import::Args),
+    Generate(generate::Args),
+    Score(score::Args),
+    Eval(eval::Args),
+}
+
+impl Cli {
+    /// Does what was asked.
+    ///
+    /// # Errors
+    /// Whatever kept it from being done.
+    pub fn run(self) -> Result<(), Failure> {
+        match self.command {
+            Command::Train(args) => train::run(&args),
+            Command::Resume(args) => resume::run(&args),
+            Command::Status(args) => status::run(&args),
+            Command::Import(args) => import::run(&args),
+            Command::Generate(args) => generate::run(&args),
+            Command::Score(args) => score::run(&args),
+            Command::Eval(args) => eval::run(&args),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_example_of_the_help_parses() {
+        let help = Cli::command().render_long_help().to_string();
+        let examples: Vec<&str> = help
+            .lines()
+            .map(str::trim)
+            .filter(|line| line.starts_with("baleen "))
+            .collect();
+        assert_eq!(examples.len(), 8);
+        for example in examples {
+            let without_comment = example.split("  ").next().expect("split gives one");
+            // Enough shell for the examples: a quoted argument stays one.
+            let words: Vec<String> = without_comment
+                .split('\'')
+                .enumerate()
+                .flat_map(|(i, part)| match i % 2 {
+                    0 => part.split_whitespace().map(str::to_string).collect(),
+                    _ => vec![part.to_string()],
+                })
+                .collect();
+            let parsed = Cli::try_parse_from(words);
+            assert!(parsed.is_ok(), "{example}: {}", parsed.expect_err("not ok"));
+        }
+    }
+}

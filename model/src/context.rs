@@ -1,0 +1,132 @@
+//! What the layers of one forward pass share: positions, visibility, rotations.
+
+use kernels::tch::{Device, Kind, Tensor};
+
+use crate::config::ModelConfig;
+use crate::input::{Document, PackedInput};
+use crate::rope::Rotation;
+
+/// Rotations of the main heads and of the indexer's heads for one set of tokens.
+#[derive(Debug)]
+pub(crate) struct Rotations {
+    pub(crate) main: Rotation,
+    pub(crate) index: Option<Rotation>,
+}
+
+impl Rotations {
+    pub(crate) fn new(config: &ModelConfig, positions: &Tensor, kind: Kind) -> Rotations {
+        let rotation = |dim| Rotation::new(positions, dim, config.rope_theta, kind);
+        Rotations {
+            main: rotation(config.head_dim),
+            index: config.dsa.as_ref().map(|d| rotation(d.index_head_dim)),
+        }
+    }
+}
+
+/// One document of a pack.
+#[derive(Debug)]
+pub(crate) struct DocumentContext {
+    pub(crate) start: i64,
+    pub(crate) len: i64,
+    pub(crate) trunk_len: i64,
+    /// Keys that the query seeing most sees.
+    pub(crate) most_visible: i64,
+    /// Document-relative start of each token's own branch, `[len]` i64.
+    pub(crate) branch_starts: Tensor,
+    /// Keys each query sees, `[len, len]` bool; `None` where plain causal order says it all.
+    pub(crate) visible: Option<Tensor>,
+}
+
+/// A pack, prepared once for all layers.
+#[derive(Debug)]
+pub(crate) struct PackContext {
+    pub(crate) documents: Vec<DocumentContext>,
+    pub(crate) rotations: Rotations,
+    pub(crate) num_tokens: i64,
+}
+
+impl PackContext {
+    pub(crate) fn new(config: &ModelConfig, input: &PackedInput, kind: Kind) -> PackContext {
+        let device = input.tokens.device();
+        PackContext {
+            documents: input
+                .documents
+                .iter()
+                .map(|document| DocumentContext::new(document, device))
+                .collect(),
+            rotations: Rotations::new(config, &input.positions(), kind),
+            num_tokens: input.num_tokens(),
+        }
+    }
+
+    /// Attended over visible keys, averaged over tokens, when each query attends to at most `topk`.
+    pub(crate) fn key_share(&self, documents: &[Document], topk: i64) -> f64 {
+        let share = |visible: i64| topk.min(visible) as f64 / visible as f64;
+        let positions = documents.iter().flat_map(Document::positions);
+        positions.map(|position| share(position + 1)).sum::<f64>() / self.num_tokens as f64
+    }
+}
+
+impl DocumentContext {
+    fn new(document: &Document, device: Device) -> DocumentContext {
+        let len = document.num_tokens();
+        let branch_starts = Tensor::from_slice(&document.branch_starts()).to_device(device);
+        // A single branch behind its trunk sees what plain causal order lets it see.
+        let visible = (document.branch_lens.len() > 1).then(|| {
+            let keys = Tensor::arange(len, (Kind::Int64, device)).unsqueeze(0);
+            let queries = keys.transpose(0, 1);
+            let own = keys
+                .ge_tensor(&branch_starts.unsqueeze(1))
+                .logical_or(&keys.lt(document.trunk_len));
+            keys.le_tensor(&queries).logical_and(&own)
+        });
+        DocumentContext {
+            start: document.start,
+            len,
+            trunk_len: document.trunk_len,
+            most_visible: document.trunk_len
+                + document.branch_lens.iter().copied().max().unwrap_or(0),
+            branch_starts,
+            visible,
+        }
+    }
+
+    /// The rows of this document in a tensor over the pack.
+    pub(crate) fn rows(&self, x: &Tensor) -> Tensor {
+        x.narrow(0, self.start, self.len)
+    }
+}
+
+/// One decode step over slots `0..B`.
+#[derive(Debug)]
+pub(crate) struct DecodeContext {
+    pub(crate) rotations: Rotations,
+    /// `0..B`, i64.
+    pub(crate) slots: Tensor,
+    /// Position of the new token of each slot, `[B]` i64.
+    pub(crate) positions: Tensor,
+    /// Cache columns in use after this step.
+    pub(crate) max_len: i64,
+    /// Columns each slot sees, `[B, max_len]` bool.
+    pub(crate) visible: Tensor,
+}
+
+impl DecodeContext {
+    pub(crate) fn new(
+        config: &ModelConfig,
+        lengths: &[i64],
+        kind: Kind,
+        device: Device,
+    ) -> DecodeContext {
+        let positions = Tensor::from_slice(lengths).to_device(device);
+        let max_len = lengths.iter().copied().max().unwrap_or(0) + 1;
+        let columns = Tensor::arange(max_len, (Kind::Int64, device));
+        DecodeContext {
+            rotations: Rotations::new(config, &positions, kind),
+            slots: Tensor::arange(lengths.len() as i64, (Kind::Int64, device)),
+            visible: columns.unsqueeze(0).le_tensor(&positions.unsqueeze(1)),
+            positions,
+            max_len,
+        }
+    }
+}

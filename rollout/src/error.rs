@@ -1,0 +1,69 @@
+//! What can go wrong in a rollout, in words a user can act on.
+
+use std::path::PathBuf;
+
+/// A rollout, or its file, failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RolloutError {
+    /// A prompt without tokens gives nothing to predict from.
+    #[error("prompt {prompt_id} has no tokens; check the chat template and the question")]
+    EmptyPrompt {
+        /// Prompt.
+        prompt_id: u64,
+    },
+    /// Prompt and completion together exceed the model's context.
+    #[error(
+        "prompt {prompt_id} has {prompt_tokens} tokens; with `sampling.max_new_tokens` = \
+         {max_new_tokens} it needs {} of the model's context of {max_position_embeddings} \
+         (`max_position_embeddings`): lower `sampling.max_new_tokens`, or shorten \
+         `system_prompt` or the question (the environment's `level`)",
+        prompt_tokens + max_new_tokens
+    )]
+    PromptTooLong {
+        /// Prompt.
+        prompt_id: u64,
+        /// Its length.
+        prompt_tokens: usize,
+        /// Room asked for the completion.
+        max_new_tokens: usize,
+        /// The limit.
+        max_position_embeddings: usize,
+    },
+    /// The policy's logits are NaN or infinite.
+    #[error(
+        "prompt {prompt_id}, sample {sample_index}, token {position}: the policy's logits are not \
+         finite; training has diverged (lower `learning_rate.peak`) or the checkpoint is damaged"
+    )]
+    NonFiniteLogits {
+        /// Prompt.
+        prompt_id: u64,
+        /// Sample.
+        sample_index: usize,
+        /// Position in the completion.
+        position: usize,
+    },
+    /// The operating system refused.
+    #[error("{path}: {source}")]
+    Io {
+        /// File or folder.
+        path: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// Parquet can't be written or read.
+    #[error("{path}: {source}")]
+    Parquet {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        source: parquet::errors::ParquetError,
+    },
+    /// The file is parquet but not a rollout.
+    #[error("{path}: {problem}")]
+    Malformed {
+        /// File.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+}

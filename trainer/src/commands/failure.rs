@@ -1,0 +1,178 @@
+//! An error on its way out: what happened, why, what to do, and the exit code.
+
+use std::error::Error;
+use std::fmt;
+use std::process::ExitCode;
+
+use crate::config_file::ConfigError;
+use crate::error::TrainerError;
+use crate::run_folder::RunFolderError;
+
+/// A command that could not be done. Its display ends with a newline.
+#[derive(Debug)]
+pub struct Failure {
+    error: Box<dyn Error + Send + Sync>,
+    hint: Option<String>,
+    code: u8,
+}
+
+impl Failure {
+    /// Something went wrong while running: exit code 1.
+    pub fn running(error: impl Into<Box<dyn Error + Send + Sync>>) -> Failure {
+        Failure {
+            error: error.into(),
+            hint: None,
+            code: 1,
+        }
+    }
+
+    /// What was asked for makes no sense: exit code 2.
+    pub fn usage(error: impl Into<Box<dyn Error + Send + Sync>>) -> Failure {
+        Failure {
+            code: 2,
+            ..Failure::running(error)
+        }
+    }
+
+    /// Adds what to do.
+    pub fn hint(self, hint: impl Into<String>) -> Failure {
+        Failure {
+            hint: Some(hint.into()),
+            ..self
+        }
+    }
+
+    /// For the shell.
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(self.code)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut said = self.error.to_string();
+        writeln!(f, "error: {said}")?;
+        let mut cause = self.error.source();
+        while let Some(error) = cause {
+            // Some errors quote their cause in their own message.
+            let text = error.to_string();
+            if !said.contains(&text) {
+                writeln!(f, "  because: {text}")?;
+                said = text;
+            }
+            cause = error.source();
+        }
+        match &self.hint {
+            Some(hint) => writeln!(f, "hint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Failure {
+        let hint = match &error {
+            ConfigError::Read { .. } => Some("the configurations of this project lie in configs/"),
+            ConfigError::NotResumable { .. } => Some(
+                "checkpoints.*, evaluation.* and a larger number of steps in the last stage may \
+                 change; for all else start a new run",
+            ),
+            ConfigError::Text(_) | ConfigError::Problems { .. } => None,
+        };
+        Failure {
+            hint: hint.map(str::to_string),
+            ..Failure::usage(error)
+        }
+    }
+}
+
+impl From<RunFolderError> for Failure {
+    fn from(error: RunFolderError) -> Failure {
+        let (code, hint) = match error {
+            RunFolderError::Config(error) => return error.into(),
+            RunFolderError::Exists { ref path } => (
+                2,
+                format!(
+                    "continue it with `baleen resume {}`, or name another folder with --run",
+                    path.display()
+                ),
+            ),
+            RunFolderError::NotEmpty { .. } => (2, "name another folder with --run".to_string()),
+            RunFolderError::NotARun { .. } => (
+                2,
+                "a run folder is what `baleen train` made, such as runs/quickstart".to_string(),
+            ),
+            RunFolderError::InUse { .. } => (
+                1,
+                "wait for that process, or stop it; it saves and leaves on SIGTERM".to_string(),
+            ),
+            RunFolderError::Io { .. } => (
+                1,
+                "check free space and permissions, or name another folder with --run".to_string(),
+            ),
+        };
+        Failure {
+            code,
+            ..Failure::running(error).hint(hint)
+        }
+    }
+}
+
+impl From<TrainerError> for Failure {
+    fn from(error: TrainerError) -> Failure {
+        match error {
+            TrainerError::RunFolder(error) => error.into(),
+            other => Failure::running(other),
+        }
+    }
+}
+
+impl From<model::checkpoint::CheckpointError> for Failure {
+    fn from(error: model::checkpoint::CheckpointError) -> Failure {
+        Failure::running(error)
+    }
+}
+
+impl From<rollout::RolloutError> for Failure {
+    fn from(error: rollout::RolloutError) -> Failure {
+        Failure::running(error)
+    }
+}
+
+impl From<model::tokenizer::TokenizerError> for Failure {
+    fn from(error: model::tokenizer::TokenizerError) -> Failure {
+        Failure::running(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    #[test]
+    fn error_cause_and_hint_are_said_once_each() {
+        let error = RunFolderError::Io {
+            action: "create",
+            path: PathBuf::from("/proc/x"),
+            source: io::Error::new(io::ErrorKind::PermissionDenied, "permission denied"),
+        };
+        assert_eq!(
+            Failure::from(error).to_string(),
+            "error: can't create /proc/x\n  because: permission denied\nhint: check free space \
+             and permissions, or name another folder with --run\n"
+        );
+    }
+
+    #[test]
+    fn an_existing_run_hints_at_resume() {
+        let error = RunFolderError::Exists {
+            path: PathBuf::from("runs/a"),
+        };
+        let failure = Failure::from(error);
+        assert!(failure.to_string().contains("`baleen resume runs/a`"));
+        assert_eq!(failure.code, 2);
+    }
+}

@@ -1,0 +1,50 @@
+//! `baleen train`: a new run from a configuration.
+
+use std::path::{Path, PathBuf};
+
+use super::{Failure, logging, plan, stop};
+use crate::config::RunConfig;
+use crate::config_file;
+use crate::orchestrator;
+use crate::run_folder::RunFolder;
+
+/// Start a run from a configuration file
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Configuration in RON, such as configs/quickstart.ron
+    config: PathBuf,
+    /// Run folder to make [default: runs/NAME, with the configuration's `name`]
+    #[arg(long, value_name = "DIR")]
+    run: Option<PathBuf>,
+    /// Replace a value of the configuration, such as sampling.temperature=0.7 (repeatable)
+    #[arg(long = "set", value_name = "PATH=VALUE")]
+    overrides: Vec<String>,
+    /// Print the whole configuration and what it amounts to, and run nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Starts the run, or only shows it.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let config = config_file::load(&args.config, &args.overrides)?;
+    if args.dry_run {
+        return plan::print(&config);
+    }
+    let root = match &args.run {
+        Some(root) => root.clone(),
+        None => Path::new("runs").join(&config.name),
+    };
+    let folder = RunFolder::create(&root, &config)?;
+    work(&config, &folder)
+}
+
+/// Runs what is left of the run in `folder`, logging into it, until it is complete or stopped.
+pub fn work(config: &RunConfig, folder: &RunFolder) -> Result<(), Failure> {
+    logging::start_with_file(&folder.log_path())?;
+    let stop = stop::on_signal()?;
+    tracing::info!("run folder: {}", folder.root().display());
+    orchestrator::run(config, folder, stop)
+        .map(|_| ())
+        .map_err(Failure::from)
+        .inspect_err(logging::record_failure)
+}

@@ -1,0 +1,531 @@
+//! Contradictions and senseless values in a [`RunConfig`], found once before anything runs.
+//!
+//! Every problem is a sentence that starts with its key path, `stages[3].grpo.group_size`, so that
+//! a reader finds the line. All problems are reported together. What depends on files (does the
+//! model folder exist, does it hold an indexer) is found when they are opened.
+
+use std::fmt::Display;
+
+use model::DsaConfig;
+
+use crate::config::{
+    Decay, EnvironmentConfig, GrpoConfig, LearningRate, PolicySource, RunConfig, StageConfig,
+    TextConfig, TextStageConfig, UpcycleConfig,
+};
+
+impl RunConfig {
+    /// Checks every value, alone and against the others.
+    ///
+    /// # Errors
+    /// All problems found, each a sentence that starts with its key path.
+    pub fn validate(&self) -> Result<(), Vec<String>> {
+        let mut found = Problems(Vec::new());
+        self.check_name(&mut found);
+        self.check_model(&mut found);
+        found.check(
+            !self.environments.is_empty(),
+            "environments",
+            "is empty; name at least one",
+        );
+        for (i, environment) in self.environments.iter().enumerate() {
+            check_environment(environment, &format!("environments[{i}]"), &mut found);
+        }
+        self.check_sampling(&mut found);
+        found.at_least_one("max_batch_sequences", self.max_batch_sequences);
+        found.at_least_one("micro_batch_tokens", self.micro_batch_tokens);
+        check_text(&self.text, "text", &mut found);
+        found.check(
+            !self.stages.is_empty(),
+            "stages",
+            "is empty; name at least one",
+        );
+        for (i, stage) in self.stages.iter().enumerate() {
+            self.check_stage(stage, &format!("stages[{i}]"), &mut found);
+        }
+        self.check_optimizer(&mut found);
+        self.check_evaluation(&mut found);
+        found.at_least_one("checkpoints.keep", self.checkpoints.keep);
+        if found.0.is_empty() {
+            Ok(())
+        } else {
+            Err(found.0)
+        }
+    }
+
+    /// False when the starting policy surely has no indexer. A model folder may bring its own.
+    fn may_have_indexer(&self) -> bool {
+        match &self.model.source {
+            _ if self.model.dsa.is_some() => true,
+            PolicySource::Random(shape) => shape.dsa.is_some(),
+            PolicySource::Path(path) => !path.ends_with(".gguf"),
+        }
+    }
+
+    fn check_name(&self, found: &mut Problems) {
+        let plain = !self.name.is_empty()
+            && !self.name.starts_with(['.', '-'])
+            && self
+                .name
+                .chars()
+                .all(|c| c.is_alphanumeric() || "._-".contains(c));
+        found.check(
+            plain,
+            "name",
+            format_args!(
+                "is {:?}; it names a folder: letters, digits, '.', '_' and '-', not starting \
+                 with '.' or '-'",
+                self.name
+            ),
+        );
+    }
+
+    fn check_model(&self, found: &mut Problems) {
+        match &self.model.source {
+            PolicySource::Path(path) => {
+                found.check(!path.is_empty(), "model.source.Path", "is empty");
+            }
+            PolicySource::Random(shape) => {
+                for problem in shape.problems() {
+                    found.0.push(format!("model.source.Random: {problem}"));
+                }
+                found.check(
+                    self.model.upcycle.is_none() || shape.moe.is_none(),
+                    "model.upcycle",
+                    "asks for experts, but model.source.Random.moe already has them; keep one",
+                );
+                found.check(
+                    self.model.dsa.is_none() || shape.dsa.is_none(),
+                    "model.dsa",
+                    "asks for an indexer, but model.source.Random.dsa already has one; keep one",
+                );
+                found.check(
+                    self.sampling.max_new_tokens < shape.max_position_embeddings,
+                    "sampling.max_new_tokens",
+                    format_args!(
+                        "is {}; that leaves no room for a prompt in a context of {} tokens \
+                         (model.source.Random.max_position_embeddings)",
+                        self.sampling.max_new_tokens, shape.max_position_embeddings
+                    ),
+                );
+            }
+        }
+        if let Some(upcycle) = &self.model.upcycle {
+            check_upcycle(upcycle, found);
+        }
+        if let Some(dsa) = &self.model.dsa {
+            check_dsa(dsa, found);
+        }
+    }
+
+    fn check_sampling(&self, found: &mut Problems) {
+        let sampling = &self.sampling;
+        found.not_negative("sampling.temperature", sampling.temperature);
+        found.check(
+            sampling.top_p > 0.0 && sampling.top_p <= 1.0,
+            "sampling.top_p",
+            format_args!("is {}; it must lie in (0, 1]", sampling.top_p),
+        );
+        found.check(
+            (0.0..1.0).contains(&sampling.min_p),
+            "sampling.min_p",
+            format_args!("is {}; it must lie in [0, 1)", sampling.min_p),
+        );
+        found.at_least_one("sampling.max_new_tokens", sampling.max_new_tokens);
+    }
+
+    fn check_stage(&self, stage: &StageConfig, path: &str, found: &mut Problems) {
+        match stage {
+            StageConfig::IndexerWarmup(stage) => {
+                let path = format!("{path}.indexer_warmup");
+                self.check_needs_indexer(&path, found);
+                check_text_stage(stage, &path, found);
+            }
+            StageConfig::SparseTraining(stage) => {
+                let path = format!("{path}.sparse_training");
+                self.check_needs_indexer(&path, found);
+                check_text_stage(stage, &path, found);
+            }
+            StageConfig::Sft(stage) => check_text_stage(stage, &format!("{path}.sft"), found),
+            StageConfig::Grpo(stage) => self.check_grpo(stage, &format!("{path}.grpo"), found),
+        }
+    }
+
+    fn check_needs_indexer(&self, path: &str, found: &mut Problems) {
+        found.check(
+            self.may_have_indexer(),
+            path,
+            "trains the indexer, but the model has none; set model.dsa or drop the stage",
+        );
+    }
+
+    fn check_grpo(&self, stage: &GrpoConfig, path: &str, found: &mut Problems) {
+        let key = |name: &str| format!("{path}.{name}");
+        found.at_least_one(&key("steps"), stage.steps);
+        found.at_least_one(&key("prompts_per_step"), stage.prompts_per_step);
+        found.check(
+            stage.group_size >= 2,
+            &key("group_size"),
+            format_args!(
+                "is {}; a reward is compared with the group's mean, so with fewer than 2 samples \
+                 every advantage would be 0",
+                stage.group_size
+            ),
+        );
+        found.at_least_one(&key("mini_batches"), stage.mini_batches);
+        found.check(
+            stage.mini_batches == 0 || stage.prompts_per_step % stage.mini_batches == 0,
+            &key("mini_batches"),
+            format_args!(
+                "is {}, which does not divide prompts_per_step ({}) into equal sets of groups",
+                stage.mini_batches, stage.prompts_per_step
+            ),
+        );
+        check_learning_rate(
+            &stage.learning_rate,
+            stage.steps * stage.mini_batches,
+            &key("learning_rate"),
+            found,
+        );
+        found.positive(&key("clip_epsilon"), stage.clip_epsilon);
+        found.not_negative(&key("kl_beta"), stage.kl_beta);
+        if let Some(delta) = stage.off_policy_delta {
+            found.positive(&key("off_policy_delta"), delta);
+        }
+        found.check(
+            !stage.train_indexer || self.may_have_indexer(),
+            &key("train_indexer"),
+            "is true, but the model has no indexer; set model.dsa or drop it",
+        );
+        found.check(
+            self.sampling.temperature != 0.0,
+            "sampling.temperature",
+            format_args!(
+                "is 0; greedy samples of a prompt are all the same, so {path} would learn nothing"
+            ),
+        );
+    }
+
+    fn check_optimizer(&self, found: &mut Problems) {
+        let optimizer = &self.optimizer;
+        for (i, beta) in [optimizer.betas.0, optimizer.betas.1]
+            .into_iter()
+            .enumerate()
+        {
+            found.check(
+                (0.0..1.0).contains(&beta),
+                &format!("optimizer.betas[{i}]"),
+                format_args!("is {beta}; it must lie in [0, 1)"),
+            );
+        }
+        found.positive("optimizer.epsilon", optimizer.epsilon);
+        found.not_negative("optimizer.weight_decay", optimizer.weight_decay);
+        found.positive("optimizer.max_grad_norm", optimizer.max_grad_norm);
+        found.positive(
+            "optimizer.max_indexer_grad_norm",
+            optimizer.max_indexer_grad_norm,
+        );
+    }
+
+    fn check_evaluation(&self, found: &mut Problems) {
+        found.not_negative("evaluation.temperature", self.evaluation.temperature);
+        found.check(
+            self.evaluation.every == 0 || self.evaluation.prompts > 0,
+            "evaluation.every",
+            format_args!(
+                "is {}, but evaluation.prompts is 0: nothing would be evaluated",
+                self.evaluation.every
+            ),
+        );
+    }
+}
+
+/// Sentences found so far.
+struct Problems(Vec<String>);
+
+impl Problems {
+    fn check(&mut self, sound: bool, path: &str, problem: impl Display) {
+        if !sound {
+            self.0.push(format!("{path} {problem}"));
+        }
+    }
+
+    fn at_least_one(&mut self, path: &str, value: usize) {
+        self.check(value >= 1, path, "is 0; it must be at least 1");
+    }
+
+    fn positive(&mut self, path: &str, value: f64) {
+        let sound = value.is_finite() && value > 0.0;
+        self.check(sound, path, format_args!("is {value}; it must be above 0"));
+    }
+
+    fn not_negative(&mut self, path: &str, value: f64) {
+        let sound = value.is_finite() && value >= 0.0;
+        self.check(
+            sound,
+            path,
+            format_args!("is {value}; it must be 0 or more"),
+        );
+    }
+}
+
+fn check_upcycle(upcycle: &UpcycleConfig, found: &mut Problems) {
+    found.check(
+        (2..=usize::from(u16::MAX)).contains(&upcycle.experts),
+        "model.upcycle.experts",
+        format_args!("is {}; it must lie between 2 and 65535", upcycle.experts),
+    );
+    found.check(
+        (1..=upcycle.experts).contains(&upcycle.top_k),
+        "model.upcycle.top_k",
+        format_args!(
+            "is {}; it must lie between 1 and model.upcycle.experts ({})",
+            upcycle.top_k, upcycle.experts
+        ),
+    );
+}
+
+fn check_dsa(dsa: &DsaConfig, found: &mut Problems) {
+    found.at_least_one("model.dsa.index_n_heads", dsa.index_n_heads);
+    found.check(
+        dsa.index_head_dim >= 2 && dsa.index_head_dim % 2 == 0,
+        "model.dsa.index_head_dim",
+        format_args!(
+            "is {}; it must be even and at least 2, RoPE rotates pairs",
+            dsa.index_head_dim
+        ),
+    );
+    found.at_least_one("model.dsa.index_topk", dsa.index_topk);
+}
+
+fn check_environment(environment: &EnvironmentConfig, path: &str, found: &mut Problems) {
+    found.check(
+        environment.level >= 1,
+        &format!("{path}.level"),
+        "is 0; the easiest level is 1",
+    );
+    found.positive(&format!("{path}.weight"), environment.weight);
+}
+
+fn check_text(text: &TextConfig, path: &str, found: &mut Problems) {
+    if let TextConfig::Files(files) = text {
+        let path = format!("{path}.Files");
+        found.check(!files.is_empty(), &path, "is empty; name at least one file");
+    }
+}
+
+fn check_text_stage(stage: &TextStageConfig, path: &str, found: &mut Problems) {
+    found.at_least_one(&format!("{path}.steps"), stage.steps);
+    found.at_least_one(
+        &format!("{path}.documents_per_step"),
+        stage.documents_per_step,
+    );
+    let learning_rate = format!("{path}.learning_rate");
+    check_learning_rate(&stage.learning_rate, stage.steps, &learning_rate, found);
+    if let Some(text) = &stage.text {
+        check_text(text, &format!("{path}.text"), found);
+    }
+}
+
+fn check_learning_rate(rate: &LearningRate, steps: usize, path: &str, found: &mut Problems) {
+    found.positive(&format!("{path}.peak"), rate.peak);
+    found.check(
+        rate.warmup_steps <= steps,
+        &format!("{path}.warmup_steps"),
+        format_args!(
+            "is {}, but the stage has only {steps} optimizer steps: the peak is never reached",
+            rate.warmup_steps
+        ),
+    );
+    if let Decay::Cosine { floor } = rate.decay {
+        found.check(
+            (0.0..=1.0).contains(&floor),
+            &format!("{path}.decay.cosine.floor"),
+            format_args!("is {floor}; it is a share of the peak and must lie in [0, 1]"),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::RunConfig;
+    use crate::config_file;
+
+    fn sound() -> RunConfig {
+        let text = r#"(
+            name: "a",
+            model: (source: Path("m.gguf"), dsa: (index_n_heads: 4, index_head_dim: 16, index_topk: 8)),
+            environments: [(family: sums)],
+            stages: [
+                indexer_warmup(steps: 3, learning_rate: (peak: 1e-3)),
+                grpo(steps: 5, prompts_per_step: 4, group_size: 8, learning_rate: (peak: 1e-5)),
+            ],
+        )"#;
+        config_file::parse(text, "test").unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn problems(overrides: &[&str]) -> Vec<String> {
+        let mut config = sound();
+        for argument in overrides {
+            config = config_file::with_override(&config, argument)
+                .unwrap_or_else(|error| panic!("{error}"));
+        }
+        config.validate().err().unwrap_or_default()
+    }
+
+    #[test]
+    fn sound_config_has_no_problems() {
+        assert_eq!(problems(&[]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn each_senseless_value_is_named_by_its_key() {
+        for (argument, start) in [
+            ("name=", "name is \"\""),
+            ("name=../up", "name is \"../up\""),
+            ("name=.hidden", "name is \".hidden\""),
+            ("environments=[]", "environments is empty"),
+            ("environments[0].weight=0", "environments[0].weight is 0"),
+            ("environments[0].weight=-1", "environments[0].weight is -1"),
+            (
+                "environments[0].weight=NaN",
+                "environments[0].weight is NaN",
+            ),
+            ("environments[0].level=0", "environments[0].level is 0"),
+            ("sampling.temperature=-0.5", "sampling.temperature is -0.5"),
+            (
+                "sampling.temperature=0",
+                "sampling.temperature is 0; greedy",
+            ),
+            ("sampling.top_p=0", "sampling.top_p is 0"),
+            ("sampling.min_p=1", "sampling.min_p is 1"),
+            ("sampling.max_new_tokens=0", "sampling.max_new_tokens is 0"),
+            ("max_batch_sequences=0", "max_batch_sequences is 0"),
+            ("micro_batch_tokens=0", "micro_batch_tokens is 0"),
+            ("text=Files([])", "text.Files is empty"),
+            ("stages=[]", "stages is empty"),
+            (
+                "stages[0].indexer_warmup.steps=0",
+                "stages[0].indexer_warmup.steps is 0",
+            ),
+            (
+                "stages[0].indexer_warmup.documents_per_step=0",
+                "stages[0].indexer_warmup.documents_per_step is 0",
+            ),
+            (
+                "stages[0].indexer_warmup.learning_rate.peak=0",
+                "stages[0].indexer_warmup.learning_rate.peak is 0",
+            ),
+            (
+                "stages[0].indexer_warmup.learning_rate.warmup_steps=4",
+                "stages[0].indexer_warmup.learning_rate.warmup_steps is 4",
+            ),
+            (
+                "stages[0].indexer_warmup.learning_rate.decay=cosine(floor: 2)",
+                "stages[0].indexer_warmup.learning_rate.decay.cosine.floor is 2",
+            ),
+            (
+                "stages[0].indexer_warmup.text=Files([])",
+                "stages[0].indexer_warmup.text.Files is empty",
+            ),
+            (
+                "stages[1].grpo.prompts_per_step=0",
+                "stages[1].grpo.prompts_per_step is 0",
+            ),
+            (
+                "stages[1].grpo.group_size=1",
+                "stages[1].grpo.group_size is 1",
+            ),
+            (
+                "stages[1].grpo.mini_batches=0",
+                "stages[1].grpo.mini_batches is 0",
+            ),
+            (
+                "stages[1].grpo.mini_batches=3",
+                "stages[1].grpo.mini_batches is 3, which does not divide",
+            ),
+            (
+                "stages[1].grpo.clip_epsilon=0",
+                "stages[1].grpo.clip_epsilon is 0",
+            ),
+            (
+                "stages[1].grpo.kl_beta=-1e-3",
+                "stages[1].grpo.kl_beta is -0.001",
+            ),
+            (
+                "stages[1].grpo.off_policy_delta=-0.1",
+                "stages[1].grpo.off_policy_delta is -0.1",
+            ),
+            ("optimizer.betas[0]=1", "optimizer.betas[0] is 1"),
+            ("optimizer.epsilon=0", "optimizer.epsilon is 0"),
+            ("optimizer.weight_decay=-1", "optimizer.weight_decay is -1"),
+            ("optimizer.max_grad_norm=0", "optimizer.max_grad_norm is 0"),
+            ("evaluation.temperature=-1", "evaluation.temperature is -1"),
+            ("checkpoints.keep=0", "checkpoints.keep is 0"),
+            (
+                "model.upcycle=(experts: 1, top_k: 1)",
+                "model.upcycle.experts is 1",
+            ),
+            (
+                "model.upcycle=(experts: 4, top_k: 5)",
+                "model.upcycle.top_k is 5",
+            ),
+            ("model.dsa.index_n_heads=0", "model.dsa.index_n_heads is 0"),
+            (
+                "model.dsa.index_head_dim=15",
+                "model.dsa.index_head_dim is 15",
+            ),
+            ("model.dsa.index_topk=0", "model.dsa.index_topk is 0"),
+        ] {
+            let found = problems(&[argument]);
+            assert!(
+                matches!(&found[..], [only] if only.starts_with(start)),
+                "{argument} gave {found:?}, not one problem starting with {start:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn indexer_stages_need_an_indexer() {
+        assert_eq!(
+            problems(&["model.dsa=None"]),
+            [
+                "stages[0].indexer_warmup trains the indexer, but the model has none; set model.dsa \
+              or drop the stage"
+            ]
+        );
+        // A model folder may bring its own; that shows when it is opened.
+        assert!(problems(&["model.dsa=None", "model.source.Path=folder"]).is_empty());
+    }
+
+    #[test]
+    fn evaluation_without_prompts_contradicts_an_interval() {
+        let found = problems(&["evaluation.prompts=0", "evaluation.every=5"]);
+        assert!(found[0].starts_with("evaluation.every is 5"), "{found:?}");
+        assert!(problems(&["evaluation.prompts=0"]).is_empty());
+    }
+
+    #[test]
+    fn random_model_problems_and_double_experts_are_found() {
+        let shape = "(vocab_size: 320, hidden_size: 64, intermediate_size: 96, num_hidden_layers: 2, \
+            num_attention_heads: 4, num_key_value_heads: 3, head_dim: 16, rms_norm_eps: 1e-5, \
+            rope_theta: 1e4, max_position_embeddings: 16, tie_word_embeddings: true, \
+            bos_token_id: None, eos_token_ids: [], moe: (num_experts: 4, num_experts_per_tok: 2, \
+            scoring_func: softmax))";
+        let found = problems(&[
+            &format!("model.source=Random{shape}"),
+            "model.upcycle=(experts: 4, top_k: 2)",
+        ]);
+        assert!(
+            found[0].starts_with("model.source.Random: num_key_value_heads (3)"),
+            "{found:?}"
+        );
+        assert!(
+            found[1].starts_with("model.upcycle asks for experts"),
+            "{found:?}"
+        );
+        assert!(
+            found[2].starts_with("sampling.max_new_tokens is 24"),
+            "{found:?}"
+        );
+    }
+}

@@ -1,0 +1,59 @@
+//! Everything that can stop a run, each with what to do about it.
+
+use std::path::PathBuf;
+
+use crate::batch::BatchError;
+use crate::checkpoint::CheckpointError;
+use crate::optimizer::OptimizerError;
+use crate::run_folder::RunFolderError;
+
+/// A run could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainerError {
+    /// Model files.
+    #[error(transparent)]
+    Weights(#[from] model::WeightError),
+    /// Model folder or file as a whole.
+    #[error(transparent)]
+    Checkpoint(#[from] model::checkpoint::CheckpointError),
+    /// Upcycling or attaching an indexer.
+    #[error(transparent)]
+    Upcycle(#[from] model::upcycle::UpcycleError),
+    /// Tokenizer or chat template.
+    #[error(transparent)]
+    Tokenizer(#[from] model::tokenizer::TokenizerError),
+    /// Generation.
+    #[error(transparent)]
+    Rollout(#[from] rollout::RolloutError),
+    /// Run folder.
+    #[error(transparent)]
+    RunFolder(#[from] RunFolderError),
+    /// Run checkpoint.
+    #[error(transparent)]
+    RunCheckpoint(#[from] CheckpointError),
+    /// Packing.
+    #[error(transparent)]
+    Batch(#[from] BatchError),
+    /// Optimizer.
+    #[error(transparent)]
+    Optimizer(#[from] OptimizerError),
+    /// The operating system refused.
+    #[error("{path}: {source}")]
+    Io {
+        /// File or folder.
+        path: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// Text to train on.
+    #[error("{path}: {problem}")]
+    Text {
+        /// File.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The policy has no token that ends a completion.
+    #[error("the policy's config.json names no eos_token_id, so no completion could ever end; add one")]
+    NoStopToken,
+}

@@ -1,0 +1,62 @@
+//! The starting policy: from the config's `model` to a loaded network and its tokenizer.
+
+use std::path::Path;
+
+use kernels::tch::{Device, Kind};
+use model::random_model::RandomSource;
+use model::upcycle::{IndexerSource, UpcycledSource, indexer_config, upcycle_config};
+use model::{ModelConfig, Tokenizer, Transformer, WeightSource};
+
+use crate::config::{Compute, PolicyConfig, PolicySource};
+use crate::error::TrainerError;
+
+/// A policy's parts before its tensors are read.
+pub struct PolicyParts {
+    /// Shape after upcycling and attaching the indexer.
+    pub config: ModelConfig,
+    /// Tensors by their names in that shape.
+    pub source: Box<dyn WeightSource>,
+    /// Tokenizer.
+    pub tokenizer: Tokenizer,
+}
+
+/// Opens what `policy` names; nothing large is read yet.
+///
+/// # Errors
+/// Missing or damaged files, and transformations that the model doesn't allow.
+pub fn open(policy: &PolicyConfig, seed: u64) -> Result<PolicyParts, TrainerError> {
+    let (mut config, mut source, tokenizer): (_, Box<dyn WeightSource>, _) = match &policy.source {
+        PolicySource::Path(path) => model::checkpoint::open(Path::new(path))?,
+        PolicySource::Random(config) => {
+            (config.clone(), Box::new(RandomSource::new(config, seed)), Tokenizer::byte_level())
+        }
+    };
+    if let Some(upcycle) = &policy.upcycle {
+        config = upcycle_config(&config, upcycle.experts, upcycle.top_k)?;
+        source = Box::new(UpcycledSource::new(source, seed));
+    }
+    if let Some(dsa) = &policy.dsa {
+        config = indexer_config(&config, dsa.clone())?;
+        source = Box::new(IndexerSource::new(source, seed));
+    }
+    Ok(PolicyParts { config, source, tokenizer })
+}
+
+/// Reads every tensor.
+///
+/// # Errors
+/// A tensor that is missing or of another shape.
+pub fn load(mut parts: PolicyParts, kind: Kind, device: Device) -> Result<(Transformer, Tokenizer), TrainerError> {
+    let policy = Transformer::load(&parts.config, parts.source.as_mut(), kind, device)?;
+    Ok((policy, parts.tokenizer))
+}
+
+/// The tensor type that `compute` means on `device`.
+pub fn compute_kind(compute: Compute, device: Device) -> Kind {
+    match compute {
+        Compute::F32 => Kind::Float,
+        Compute::Bf16 => Kind::BFloat16,
+        Compute::Auto if kernels::runtime::has_fast_bf16(device) => Kind::BFloat16,
+        Compute::Auto => Kind::Float,
+    }
+}

@@ -1,0 +1,155 @@
+//! What may change between a run's start and its resumption.
+//!
+//! A resumed run continues bit for bit, so whatever shapes its results must stay: model, tasks,
+//! seed, threads (the order of sums), finished stages. What only says how often to look or to save
+//! may change (`checkpoints`, `evaluation`), and the last stage may get more `steps` while its
+//! learning rate is constant, since no earlier step depends on their number.
+
+use std::collections::BTreeMap;
+
+use crate::config::{Decay, LearningRate, RunConfig, StageConfig};
+use crate::config_file::{self, ConfigError};
+use crate::ron_text;
+
+/// Sections that don't touch the weights.
+const FREE_SECTIONS: [&str; 2] = ["checkpoints.", "evaluation."];
+
+/// Checks that a run begun with `saved` can continue with `edited`.
+///
+/// # Errors
+/// [`ConfigError::NotResumable`] with every key that was changed and may not change.
+pub fn check_resumable(saved: &RunConfig, edited: &RunConfig) -> Result<(), ConfigError> {
+    let extended = extended_steps(saved, edited);
+    let (before, after) = (leaves(saved), leaves(edited));
+    let absent = "absent".to_string();
+    let keys: std::collections::BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    let changed: Vec<String> = keys
+        .into_iter()
+        .filter(|key| !FREE_SECTIONS.iter().any(|section| key.starts_with(section)))
+        .filter(|key| extended.as_ref() != Some(key))
+        .filter_map(|key| {
+            let was = before.get(key).unwrap_or(&absent);
+            let is = after.get(key).unwrap_or(&absent);
+            (was != is).then(|| format!("{key} was {was} and is now {is}; it may not change"))
+        })
+        .collect();
+    if changed.is_empty() {
+        Ok(())
+    } else {
+        Err(ConfigError::NotResumable { changed })
+    }
+}
+
+/// Path of the last stage's `steps`, where raising it leaves the earlier steps as they were.
+fn extended_steps(saved: &RunConfig, edited: &RunConfig) -> Option<String> {
+    let index = saved.stages.len().checked_sub(1)?;
+    let (kind, was, rate) = steps_of(saved.stages.get(index)?);
+    let (_, is, _) = steps_of(edited.stages.get(index)?);
+    (is >= was && rate.decay == Decay::Constant).then(|| format!("stages[{index}].{kind}.steps"))
+}
+
+fn steps_of(stage: &StageConfig) -> (&'static str, usize, &LearningRate) {
+    match stage {
+        StageConfig::IndexerWarmup(text) => ("indexer_warmup", text.steps, &text.learning_rate),
+        StageConfig::SparseTraining(text) => ("sparse_training", text.steps, &text.learning_rate),
+        StageConfig::Sft(text) => ("sft", text.steps, &text.learning_rate),
+        StageConfig::Grpo(grpo) => ("grpo", grpo.steps, &grpo.learning_rate),
+    }
+}
+
+/// Every innermost value of the written-out configuration by its path.
+fn leaves(config: &RunConfig) -> BTreeMap<String, String> {
+    let text = config_file::to_ron(config);
+    let entries = ron_text::entries(&text);
+    let mut leaves = BTreeMap::new();
+    for (i, entry) in entries.iter().enumerate() {
+        let holds_next = entries
+            .get(i + 1)
+            .is_some_and(|next| next.value.start < entry.value.end);
+        if !holds_next {
+            leaves.insert(entry.path.clone(), text[entry.value.clone()].to_string());
+        }
+    }
+    leaves
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn saved() -> RunConfig {
+        let text = r#"(
+            name: "a",
+            model: (source: Path("model")),
+            environments: [(family: sums)],
+            stages: [
+                sft(steps: 1, learning_rate: (peak: 1e-3)),
+                grpo(steps: 5, prompts_per_step: 4, group_size: 8, learning_rate: (peak: 1e-5)),
+            ],
+        )"#;
+        config_file::parse(text, "test").expect("sound")
+    }
+
+    fn refused(overrides: &[&str]) -> Vec<String> {
+        let mut edited = saved();
+        for argument in overrides {
+            edited = config_file::with_override(&edited, argument)
+                .unwrap_or_else(|error| panic!("{error}"));
+        }
+        match check_resumable(&saved(), &edited) {
+            Ok(()) => Vec::new(),
+            Err(ConfigError::NotResumable { changed }) => changed,
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn looking_saving_and_going_on_longer_are_allowed() {
+        let free = [
+            "checkpoints.every=3",
+            "checkpoints.keep=9",
+            "evaluation.prompts=8",
+            "stages[1].grpo.steps=50",
+        ];
+        assert_eq!(refused(&free), Vec::<String>::new());
+    }
+
+    #[test]
+    fn every_other_change_is_listed() {
+        assert_eq!(
+            refused(&["seed=1", "threads=2", "model.source.Path=other"]),
+            [
+                "model.source.Path was \"model\" and is now \"other\"; it may not change",
+                "seed was 0 and is now 1; it may not change",
+                "threads was 0 and is now 2; it may not change",
+            ]
+        );
+    }
+
+    #[test]
+    fn steps_of_other_stages_and_fewer_steps_may_not_change() {
+        assert_eq!(refused(&["stages[0].sft.steps=2"]).len(), 1);
+        assert_eq!(refused(&["stages[1].grpo.steps=4"]).len(), 1);
+    }
+
+    #[test]
+    fn steps_under_a_cosine_may_not_change() {
+        let cosine = "stages[1].grpo.learning_rate.decay=cosine(floor: 0.1)";
+        let mut begun = saved();
+        begun = config_file::with_override(&begun, cosine).expect("sound");
+        let longer = config_file::with_override(&begun, "stages[1].grpo.steps=9").expect("sound");
+        assert!(check_resumable(&begun, &longer).is_err());
+    }
+
+    #[test]
+    fn a_dropped_stage_is_listed_by_its_keys() {
+        let mut edited = saved();
+        edited.stages.pop();
+        let error = check_resumable(&saved(), &edited).expect_err("must be refused");
+        let text = error.to_string();
+        assert!(
+            text.contains("stages[1].grpo.group_size was 8 and is now absent"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,108 @@
+//! GRPO: sample groups, grade them, take the optimizer steps on them.
+
+use std::time::Instant;
+
+use environments::Split;
+use rollout::{FinishReason, Group};
+
+use crate::advantage::group_advantages;
+use crate::config::GrpoConfig;
+use crate::error::TrainerError;
+use crate::learner::{GrpoLearner, GrpoStep};
+use crate::metrics::{StepMetrics, StepSecs};
+use crate::schedule;
+use crate::session::{Rollout, Session};
+
+/// One rollout and its optimizer steps.
+///
+/// # Errors
+/// Sampling, writing the rollout file, or learning.
+pub fn step(session: &mut Session, stage: &GrpoConfig) -> Result<StepMetrics, TrainerError> {
+    let first = session.state.next_prompt_id;
+    let prompts = (first..first + stage.prompts_per_step as u64)
+        .map(|id| session.prompts().prompt(Split::Train, id))
+        .collect::<Result<Vec<_>, _>>()?;
+    session.state.next_prompt_id += stage.prompts_per_step as u64;
+    let rollout = session.sample("rollout", prompts, stage.group_size, &session.config.sampling)?;
+
+    let advantages: Vec<Vec<Option<f64>>> = rollout.groups.iter().map(|group| group_advantages(&rewards(group))).collect();
+    let file = session.folder.rollout_path(session.state.global_step + 1);
+    // An invalid sample has no advantage; its row says why.
+    let flat: Vec<f64> = advantages.iter().flatten().map(|advantage| advantage.unwrap_or(f64::NAN)).collect();
+    rollout::rollout_file::write(&file, session.state.global_step + 1, &rollout.groups, &flat)?;
+
+    let learner = GrpoLearner {
+        config: session.config,
+        stage,
+        attention: session.attention(),
+        policy: &session.policy,
+        reference: session.reference.as_ref(),
+    };
+    let taken = session.state.step_in_stage * stage.mini_batches;
+    let total = stage.steps * stage.mini_batches;
+    let rate = |mini_batch| schedule::learning_rate(&stage.learning_rate, taken + mini_batch, total);
+    let start = Instant::now();
+    let step = learner.step(&mut session.optimizer, &rollout.groups, &advantages, rate)?;
+    let train_secs = start.elapsed().as_secs_f64() - step.reference_secs;
+    let policy_age = step.optimizer_steps.saturating_sub(1);
+    session.state.policy_version += step.optimizer_steps as u64;
+    Ok(StepMetrics {
+        learning_rate: Some(rate(0)),
+        policy_age: Some(policy_age as f64),
+        ..metrics(&rollout, &step, train_secs)
+    })
+}
+
+fn rewards(group: &Group) -> Vec<Option<f64>> {
+    group.samples.iter().map(|sample| sample.verdict.reward()).collect()
+}
+
+fn metrics(rollout: &Rollout, step: &GrpoStep, train_secs: f64) -> StepMetrics {
+    let samples = || rollout.groups.iter().flat_map(|group| &group.samples);
+    let count = samples().count().max(1) as f64;
+    let rewards: Vec<f64> = samples().filter_map(|sample| sample.verdict.reward()).collect();
+    let valid = rewards.len().max(1) as f64;
+    let mean = rewards.iter().sum::<f64>() / valid;
+    let variance = rewards.iter().map(|reward| (reward - mean).powi(2)).sum::<f64>() / valid;
+    let completion_tokens: usize = samples().map(|sample| sample.tokens.len()).sum();
+    let kept: usize = samples().map(|sample| sample.kept.ids.len()).sum();
+    let prompt_tokens: usize = rollout.groups.iter().map(|group| group.prompt.tokens.len()).sum();
+    StepMetrics {
+        reward_mean: Some(mean),
+        reward_std: Some(variance.sqrt()),
+        pass_rate: Some(rewards.iter().filter(|&&reward| reward >= 1.0).count() as f64 / valid),
+        invalid_samples: Some(count as usize - rewards.len()),
+        loss: Some(step.loss),
+        kl: Some(step.stats.kl_mean()),
+        ratio_mean: Some(step.stats.ratio_mean()),
+        ratio_max: Some(step.stats.ratio_max),
+        clipped_share: Some(step.stats.clipped_share()),
+        masked_sequences: Some(step.stats.masked_sequences as usize),
+        masked_tokens: Some(step.stats.masked_tokens as usize),
+        logprob_gap_mean: Some(step.logprob_gap_mean),
+        logprob_gap_max: Some(step.logprob_gap_max),
+        routing_agreement_free: step.routing_agreement_free,
+        // Replay forces the recorded experts, so it agrees by construction; tests prove it.
+        routing_agreement_replay: step.routing_agreement_free.map(|_| 1.0),
+        keys_selected_share: Some(step.key_share),
+        indexer_kl: step.indexer_kl,
+        entropy: Some(rollout.stats.mean_entropy),
+        prompt_tokens_mean: Some(prompt_tokens as f64 / rollout.groups.len().max(1) as f64),
+        completion_tokens_mean: Some(completion_tokens as f64 / count),
+        kept_tokens_mean: (kept > 0).then(|| kept as f64 / completion_tokens.max(1) as f64),
+        finished_share: Some(
+            samples().filter(|sample| sample.finish_reason == FinishReason::Stop).count() as f64 / count,
+        ),
+        grad_norm: Some(step.norms.main),
+        indexer_grad_norm: step.indexer_kl.map(|_| step.norms.indexer),
+        rollout_tokens_per_sec: Some(rollout.stats.sampled_tokens as f64 / rollout.secs),
+        train_tokens_per_sec: Some(step.num_tokens as f64 / train_secs),
+        secs: StepSecs {
+            rollout: Some(rollout.secs),
+            reference: (step.reference_secs > 0.0).then_some(step.reference_secs),
+            train: Some(train_secs),
+            ..StepSecs::default()
+        },
+        ..StepMetrics::default()
+    }
+}
