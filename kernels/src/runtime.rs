@@ -4,6 +4,7 @@
 //! loaded at run time it registers itself, and the same binary computes on the GPU. Numerics are
 //! left as libtorch has them: no flushing of denormals, no reduced-precision f32 products.
 
+use std::ffi::c_int;
 use std::fs;
 use std::thread;
 
@@ -46,6 +47,7 @@ pub fn start(threads: usize) -> Runtime {
         threads
     };
     tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
+    keep_freed_memory();
 
     let cuda = load_cuda();
     let device = match &cuda {
@@ -60,6 +62,24 @@ pub fn start(threads: usize) -> Runtime {
         Cuda::Absent => Device::Cpu,
     };
     Runtime { device, cuda }
+}
+
+unsafe extern "C" {
+    /// glibc's switchboard of malloc, from malloc.h.
+    fn mallopt(parameter: c_int, value: c_int) -> c_int;
+}
+
+/// Makes malloc reuse what large tensors leave behind. By default it maps every large block afresh
+/// and returns it at once, and the kernel then clears the same pages step after step: a sixth of
+/// the time of a training step on a CPU.
+fn keep_freed_memory() {
+    const M_TRIM_THRESHOLD: c_int = -1;
+    const M_MMAP_MAX: c_int = -4;
+    // SAFETY: both calls only set options of the allocator, under its own lock.
+    let accepted = unsafe { mallopt(M_MMAP_MAX, 0) == 1 && mallopt(M_TRIM_THRESHOLD, -1) == 1 };
+    if !accepted {
+        tracing::debug!("malloc kept its defaults for large blocks");
+    }
 }
 
 fn load_cuda() -> Cuda {

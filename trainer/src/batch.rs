@@ -27,6 +27,9 @@ pub struct PackOptions {
     pub keep_routing: Option<RoutingShape>,
     /// Carry the support that truncation left; otherwise every row keeps the whole vocabulary.
     pub keep_sampling_mask: bool,
+    /// Leave out groups whose samples all have advantage 0: without a KL term they have no gradient.
+    /// They still count in the mean over groups.
+    pub skip_without_signal: bool,
     /// Where the tensors go.
     pub device: Device,
 }
@@ -165,6 +168,9 @@ pub fn pack(
     for (group, advantages) in groups.iter().zip(advantages) {
         let samples = valid_samples(group, advantages)?;
         check_group(group, &samples, options)?;
+        if options.skip_without_signal && samples.iter().all(|&(_, advantage)| advantage == 0.0) {
+            continue;
+        }
         let sample_weight = 1.0 / (samples.len() * num_groups) as f64;
         for samples in split_samples(group, samples, options.micro_batch_tokens) {
             pieces.push(Piece {

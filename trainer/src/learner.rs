@@ -175,6 +175,8 @@ impl GrpoLearner<'_> {
                 top_k: moe.num_experts_per_tok,
             }),
             keep_sampling_mask: self.stage.keep_sampling_mask,
+            // The indexer's own loss, where it trains, learns from every group.
+            skip_without_signal: self.stage.kl_beta == 0.0 && !self.stage.train_indexer,
             device: self.policy.device(),
         }
     }

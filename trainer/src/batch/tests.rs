@@ -76,6 +76,7 @@ fn options(micro_batch_tokens: usize) -> PackOptions {
         micro_batch_tokens,
         keep_routing: Some(SHAPE),
         keep_sampling_mask: true,
+        skip_without_signal: false,
         device: Device::Cpu,
     }
 }
