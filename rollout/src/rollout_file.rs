@@ -103,7 +103,7 @@ pub fn write(
         .map_err(io)
 }
 
-/// Reads a file that [`write`] made. Groups without samples leave no trace in it.
+/// Reads a file that [`write()`] made. Groups without samples leave no trace in it.
 ///
 /// # Errors
 /// No such file, not parquet, or without the columns of a rollout.
