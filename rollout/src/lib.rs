@@ -13,6 +13,7 @@ pub mod rollout_file;
 pub mod sample;
 pub mod sampler;
 pub mod scheduler;
+mod truncation;
 
 pub use engine::{Engine, GeneratedSample, GenerationSettings, GenerationStats, Request};
 pub use error::RolloutError;

@@ -11,10 +11,10 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-/// Candidates sorted first when only top-p limits their number; grows by [`WIDENING`] as needed.
-const FIRST_CANDIDATES: i64 = 64;
-/// Growth of the candidate list of rows whose top-p prefix is longer.
-const WIDENING: i64 = 16;
+use crate::truncation::{Prefix, prefixes};
+
+/// Ids per block of the two-level inverse CDF.
+const CDF_BLOCK: i64 = 256;
 
 /// How tokens are drawn.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -128,8 +128,8 @@ pub fn sample_batch(
 fn sample_greedy(logits: &Tensor) -> Vec<SampledToken> {
     let ids = to_i64(&logits.argmax(1, false));
     let max = logits.amax(1, false);
-    // x - x: 0 for a finite maximum, NaN otherwise.
-    let logprobs = to_f64(&(&max - &max));
+    // 0 x: 0 for a finite maximum, NaN otherwise.
+    let logprobs = to_f64(&(max * 0.0));
     ids.iter()
         .zip(logprobs)
         .map(|(&id, logprob)| SampledToken {
@@ -175,27 +175,17 @@ impl Tempered {
 
     /// H = log Z - sum(w (x - max)) / Z with Z = sum w, `[B]`.
     fn entropy(&self, total: &Tensor) -> Tensor {
-        let weighted = self
-            .weights
-            .unsqueeze(1)
-            .bmm(&self.logits.unsqueeze(2))
-            .view([-1])
+        let weighted = (&self.weights * &self.logits)
+            .sum_dim_intlist(1, false, Kind::Float)
             .to_kind(Kind::Double);
         total.log() + self.max.squeeze_dim(1) - weighted / total
     }
 
     /// Without truncation: inverse CDF over the whole vocabulary, no loop over it on the host.
     fn sample_whole(&self, draws: &[f64]) -> Vec<SampledToken> {
-        let cdf = self.weights.cumsum(1, Kind::Double);
-        let total = cdf.select(1, -1);
-        let draws = Tensor::from_slice(draws).to_device(cdf.device());
-        // Strictly below the total, so that the draw can't run past the last token with weight.
-        let target = (draws * &total).minimum(&total.nextafter(&total.zeros_like()));
-        let ids = target
-            .unsqueeze(1)
-            .searchsorted(&cdf, false, true, "right", None::<Tensor>)
-            .clamp_max(cdf.size()[1] - 1);
-        let chosen = self.logits.gather(1, &ids, false);
+        let draws = Tensor::from_slice(draws).to_device(self.weights.device());
+        let (ids, total) = inverse_cdf(&self.weights, &draws);
+        let chosen = self.logits.gather(1, &ids.unsqueeze(1), false);
         let logprobs = (chosen - &self.max).squeeze_dim(1).to_kind(Kind::Double)
             - (&total + &self.surplus).log();
         let (ids, logprobs, entropy) = (
@@ -215,29 +205,35 @@ impl Tempered {
 
     /// With truncation: the host sees the kept tokens only.
     fn sample_truncated(&self, config: &SamplingConfig, draws: &[f64]) -> Vec<SampledToken> {
-        let total = self.weights.sum_dim_intlist(1, false, Kind::Float);
-        let prefixes = self.prefixes(config, &total);
+        let total = self
+            .weights
+            .sum_dim_intlist(1, false, Kind::Float)
+            .to_kind(Kind::Double);
+        let prefixes = prefixes(&self.logits, &self.max, &total, config.top_k, config.top_p);
         let floors: Vec<f32> = prefixes.iter().map(|prefix| prefix.floor).collect();
         let floors = Tensor::from_slice(&floors)
             .to_device(self.logits.device())
             .unsqueeze(1)
             .maximum(&(&self.max + config.min_p.ln()));
-        let mask = self.logits.ge_tensor(&floors);
-        // Both list the kept tokens row by row, by ascending id.
-        let places = to_i64(&mask.nonzero());
-        let values = to_f64(&self.logits.masked_select(&mask));
+        let places = self.logits.ge_tensor(&floors).nonzero();
+        let (rows, ids) = (places.select(1, 0), places.select(1, 1));
+        let values = self.logits.index(&[Some(&rows), Some(&ids)]);
         let max = to_f64(&self.max);
-        let entropy = to_f64(&self.entropy(&total.to_kind(Kind::Double)));
+        let entropy = to_f64(&self.entropy(&total));
 
-        let mut candidates: Vec<Vec<(u32, f64)>> = vec![Vec::new(); draws.len()];
-        for (place, &value) in places.chunks_exact(2).zip(&values) {
-            candidates[place[0] as usize].push((place[1] as u32, value));
-        }
-        candidates
+        // The places come row by row, by ascending id.
+        let mut kept: Vec<Vec<(u32, f64)>> = vec![Vec::new(); draws.len()];
+        for ((row, id), value) in to_i64(&rows)
             .into_iter()
+            .zip(to_i64(&ids))
+            .zip(to_f64(&values))
+        {
+            kept[row as usize].push((id as u32, value));
+        }
+        kept.into_iter()
             .enumerate()
             .map(|(row, mut kept)| {
-                prefixes[row].drop_surplus_ties(&mut kept);
+                drop_surplus_ties(&mut kept, prefixes[row]);
                 let (id, logprob) = draw_among(&kept, max[row], draws[row]);
                 SampledToken {
                     id,
@@ -248,95 +244,69 @@ impl Tempered {
             })
             .collect()
     }
-
-    /// What top-k and top-p leave of each row. Only as many tokens are sorted as needed.
-    fn prefixes(&self, config: &SamplingConfig, total: &Tensor) -> Vec<Prefix> {
-        let (rows, vocab) = self.logits.size2().expect("logits are [B, V]");
-        let whole = Prefix {
-            len: vocab as usize,
-            floor: f32::NEG_INFINITY,
-        };
-        let mut prefixes = vec![whole; rows as usize];
-        if config.top_k == 0 && config.top_p == 1.0 {
-            return prefixes;
-        }
-        let widest = match config.top_k as i64 {
-            0 => vocab,
-            top_k => top_k.min(vocab),
-        };
-        let mut width = if config.top_p < 1.0 {
-            widest.min(FIRST_CANDIDATES)
-        } else {
-            widest
-        };
-        let mut pending: Vec<i64> = (0..rows).collect();
-        while !pending.is_empty() {
-            let index = Tensor::from_slice(&pending).to_device(self.logits.device());
-            let (values, _) = self
-                .logits
-                .index_select(0, &index)
-                .topk(width, 1, true, true);
-            let lens = if config.top_p < 1.0 {
-                let sums = (&values - self.max.index_select(0, &index))
-                    .exp_()
-                    .cumsum(1, Kind::Double)
-                    / total.index_select(0, &index).unsqueeze(1);
-                // Prefixes that fall short of top_p, and the one after them.
-                sums.lt(config.top_p).sum_dim_intlist(1, false, Kind::Int64) + 1
-            } else {
-                Tensor::full(
-                    [pending.len() as i64],
-                    width,
-                    (Kind::Int64, values.device()),
-                )
-            };
-            let ends: Tensor = lens.clamp_max(width) - 1;
-            let floors = to_f64(&values.gather(1, &ends.unsqueeze(1), false));
-            let is_final = width == widest;
-            let mut unresolved = Vec::new();
-            for ((&row, len), floor) in pending.iter().zip(to_i64(&lens)).zip(floors) {
-                if len > width && !is_final {
-                    unresolved.push(row);
-                } else {
-                    prefixes[row as usize] = Prefix {
-                        len: len.min(width) as usize,
-                        floor: floor as f32,
-                    };
-                }
-            }
-            pending = unresolved;
-            width = widest.min(width * WIDENING);
-        }
-        prefixes
-    }
 }
 
-/// The first `len` tokens of a row in (p descending, id ascending) order.
-#[derive(Clone, Copy, Debug)]
-struct Prefix {
-    /// Number of tokens.
-    len: usize,
-    /// Logit of the last of them; tokens outside may share it.
-    floor: f32,
+/// The first id of each row whose cumulative weight exceeds draw x total, and the totals: picks a
+/// block by the blocks' sums, then the id within it, so that only 1/256 of the weights are summed
+/// up one by one.
+///
+/// # Shapes
+/// `weights` f32 `[B, A]`, `draws` f64 `[B]`; result i64 `[B]` and f64 `[B]`.
+fn inverse_cdf(weights: &Tensor, draws: &Tensor) -> (Tensor, Tensor) {
+    let num_ids = weights.size()[1];
+    let num_blocks = (num_ids + CDF_BLOCK - 1) / CDF_BLOCK;
+    let padding = num_blocks * CDF_BLOCK - num_ids;
+    let blocks = if padding == 0 {
+        weights.shallow_clone()
+    } else {
+        // Ids without weight are never drawn.
+        weights.constant_pad_nd([0, padding])
+    };
+    let blocks = blocks.reshape([-1, num_blocks, CDF_BLOCK]);
+    let sums = blocks
+        .sum_dim_intlist(2, false, Kind::Float)
+        .to_kind(Kind::Double);
+    let cdf = sums.cumsum(1, Kind::Double);
+    let total = cdf.select(1, -1);
+    let target = (draws * &total).unsqueeze(1);
+    let block = first_above(&cdf, &target);
+    let before = cdf.gather(1, &block, false) - sums.gather(1, &block, false);
+    let index = block.unsqueeze(2).expand([-1, 1, CDF_BLOCK], false);
+    let within = blocks
+        .gather(1, &index, false)
+        .squeeze_dim(1)
+        .cumsum(1, Kind::Double);
+    let place = first_above(&within, &(target - before));
+    let ids = (block * CDF_BLOCK + place).squeeze_dim(1);
+    // Only NaN weights point beyond the last id.
+    (ids.clamp_max(num_ids - 1), total)
 }
 
-impl Prefix {
-    /// Drops tokens as likely as the last kept one beyond `len`, highest ids first. `kept` is
-    /// ascending by id and holds every token at or above the floor (or a higher one).
-    fn drop_surplus_ties(&self, kept: &mut Vec<(u32, f64)>) {
-        if kept.len() <= self.len {
-            return;
-        }
-        let floor = f64::from(self.floor);
-        let above = kept.iter().filter(|&&(_, value)| value > floor).count();
-        let mut ties_left = self.len - above;
-        kept.retain(|&(_, value)| {
-            let is_tie = value <= floor;
-            let stays = !is_tie || ties_left > 0;
-            ties_left -= usize::from(is_tie && stays);
-            stays
-        });
+/// Index of the first entry of each row of `cdf` above `target` `[B, 1]`, which is taken as
+/// strictly below the last entry, so that rounding can't run past the last one with weight.
+fn first_above(cdf: &Tensor, target: &Tensor) -> Tensor {
+    let last = cdf.narrow(1, -1, 1);
+    target
+        .minimum(&last.nextafter(&last.zeros_like()))
+        .searchsorted(cdf, false, true, "right", None::<Tensor>)
+        .clamp_max(cdf.size()[1] - 1)
+}
+
+/// Drops tokens as likely as the last of the prefix beyond its length, highest ids first. `kept`,
+/// (id, logit) by ascending id, holds every token at or above the prefix's floor or a higher one.
+fn drop_surplus_ties(kept: &mut Vec<(u32, f64)>, prefix: Prefix) {
+    if kept.len() <= prefix.len {
+        return;
     }
+    let floor = f64::from(prefix.floor);
+    let above = kept.iter().filter(|&&(_, value)| value > floor).count();
+    let mut ties_left = prefix.len - above;
+    kept.retain(|&(_, value)| {
+        let is_tie = value <= floor;
+        let stays = !is_tie || ties_left > 0;
+        ties_left -= usize::from(is_tie && stays);
+        stays
+    });
 }
 
 /// Inverse CDF over (id, logit) pairs: the id drawn and its renormalised log-prob.
@@ -355,320 +325,13 @@ fn draw_among(kept: &[(u32, f64)], max: f64, draw: f64) -> (u32, f64) {
     (0, f64::NAN)
 }
 
-fn to_i64(tensor: &Tensor) -> Vec<i64> {
+pub(crate) fn to_i64(tensor: &Tensor) -> Vec<i64> {
     Vec::try_from(tensor.to_kind(Kind::Int64).flatten(0, -1)).expect("a flat i64 tensor")
 }
 
-fn to_f64(tensor: &Tensor) -> Vec<f64> {
+pub(crate) fn to_f64(tensor: &Tensor) -> Vec<f64> {
     Vec::try_from(tensor.to_kind(Kind::Double).flatten(0, -1)).expect("a flat f64 tensor")
 }
 
 #[cfg(test)]
-mod tests {
-    use model::KeptTokens;
-    use model::logprobs::token_logprobs;
-
-    use super::*;
-    use crate::draws::uniform;
-
-    fn config(temperature: f64, top_k: usize, top_p: f64, min_p: f64) -> SamplingConfig {
-        SamplingConfig {
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            max_new_tokens: 1,
-        }
-    }
-
-    /// Settings that cover every filter alone and together.
-    fn configs() -> Vec<SamplingConfig> {
-        vec![
-            config(1.0, 0, 1.0, 0.0),
-            config(0.7, 0, 1.0, 0.0),
-            config(1.0, 4, 1.0, 0.0),
-            config(1.0, 1, 1.0, 0.0),
-            config(1.0, 50, 1.0, 0.0),
-            config(1.3, 0, 0.83, 0.0),
-            config(1.0, 0, 0.013, 0.0),
-            config(0.6, 0, 1.0, 0.17),
-            config(1.0, 5, 0.9, 0.0),
-            config(1.0, 6, 0.97, 0.11),
-        ]
-    }
-
-    /// Logits `[rows, vocab]` on a grid of quarters: exact in f32, with many ties.
-    fn tied_logits(rows: u64, vocab: u64) -> Tensor {
-        let values: Vec<f32> = (0..rows * vocab)
-            .map(|i| (uniform(1, i, 0, 0) * 16.0).floor() as f32 / 4.0)
-            .collect();
-        Tensor::from_slice(&values).view([rows as i64, vocab as i64])
-    }
-
-    /// Draws that differ by row and by `salt`.
-    fn draws(rows: u64, salt: u64) -> Vec<f64> {
-        (0..rows).map(|row| uniform(2, row, salt, 0)).collect()
-    }
-
-    /// The definition, one row at a time, in f64 by a full sort: (id, log-prob, kept ascending).
-    fn by_definition(logits: &[f32], config: &SamplingConfig, draw: f64) -> (u32, f64, Vec<u32>) {
-        let z: Vec<f64> = logits
-            .iter()
-            .map(|&x| f64::from(x) / config.temperature)
-            .collect();
-        let sum: f64 = z.iter().map(|x| x.exp()).sum();
-        let p: Vec<f64> = z.iter().map(|x| x.exp() / sum).collect();
-        let mut order: Vec<usize> = (0..p.len()).collect();
-        order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
-        let mut kept = Vec::new();
-        let mut mass = 0.0;
-        for &id in &order {
-            let is_beyond_k = config.top_k > 0 && kept.len() == config.top_k;
-            let is_unlikely = p[id] < config.min_p * p[order[0]];
-            if is_beyond_k || is_unlikely || (config.top_p < 1.0 && mass >= config.top_p) {
-                break;
-            }
-            kept.push(id);
-            mass += p[id];
-        }
-        kept.sort_unstable();
-        let mut cumulative = 0.0;
-        let id = *kept
-            .iter()
-            .find(|&&id| {
-                cumulative += p[id] / mass;
-                cumulative > draw
-            })
-            .unwrap();
-        let kept = kept.iter().map(|&id| id as u32).collect();
-        (id as u32, (p[id] / mass).ln(), kept)
-    }
-
-    #[test]
-    fn tokens_logprobs_and_kept_sets_follow_the_definition() {
-        let (rows, vocab) = (40, 13);
-        let logits = tied_logits(rows, vocab);
-        for config in configs() {
-            for salt in 0..5 {
-                let draws = draws(rows, salt);
-                let found = sample_batch(&logits, &config, &draws, vocab as i64);
-                for (row, token) in found.iter().enumerate() {
-                    let values = Vec::<f32>::try_from(logits.get(row as i64)).unwrap();
-                    let (id, logprob, mut kept) = by_definition(&values, &config, draws[row]);
-                    if !config.truncates() {
-                        kept.clear();
-                    }
-                    assert_eq!((token.id, &token.kept), (id, &kept), "{config:?} row {row}");
-                    let error = (f64::from(token.logprob) - logprob).abs();
-                    assert!(error < 2e-6, "{config:?} row {row}: {error}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn long_top_p_prefixes_follow_the_definition() {
-        // Nearly flat rows over 3000 ids: prefixes of about 2900, 1700 and 30 tokens, beyond and
-        // within the first candidates, next to a row with a single likely token.
-        let vocab = 3000;
-        let values: Vec<f32> = (0..3 * vocab)
-            .map(|i| match i / vocab {
-                0 => uniform(3, i, 0, 0) as f32,
-                1 => uniform(3, i, 0, 0) as f32 * 4.0,
-                _ => 20.0 * f32::from(i % vocab == 77),
-            })
-            .collect();
-        let logits = Tensor::from_slice(&values).view([3, vocab as i64]);
-        for top_p in [0.01, 0.9, 0.985] {
-            let config = config(1.0, 0, top_p, 0.0);
-            let found = sample_batch(&logits, &config, &[0.3, 0.6, 0.9], vocab as i64);
-            for (row, token) in found.iter().enumerate() {
-                let values = Vec::<f32>::try_from(logits.get(row as i64)).unwrap();
-                let (id, logprob, kept) = by_definition(&values, &config, [0.3, 0.6, 0.9][row]);
-                assert_eq!(token.kept, kept, "top_p {top_p} row {row}");
-                assert_eq!(token.id, id);
-                assert!((f64::from(token.logprob) - logprob).abs() < 1e-5);
-            }
-            assert_eq!(found[2].kept, [77]);
-        }
-    }
-
-    #[test]
-    fn sampler_logprobs_equal_what_training_recomputes() {
-        let (rows, vocab) = (40, 13);
-        let logits = tied_logits(rows, vocab) / 3.0;
-        for config in configs() {
-            // Ids 11 and 12 belong to no token.
-            for allowed_vocab in [13, 11] {
-                let found = sample_batch(&logits, &config, &draws(rows, 9), allowed_vocab);
-                let mut kept = KeptTokens::default();
-                found.iter().for_each(|token| kept.push(&token.kept));
-                let ids: Vec<i64> = found.iter().map(|token| i64::from(token.id)).collect();
-                let ids = Tensor::from_slice(&ids);
-                let recomputed = token_logprobs(&logits, &ids, config.temperature, Some(&kept));
-                let recomputed = Vec::<f32>::try_from(recomputed).unwrap();
-                for (token, expected) in found.iter().zip(recomputed) {
-                    let error = (token.logprob - expected).abs();
-                    assert!(error < 2e-6, "{config:?}: {} {expected}", token.logprob);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn probabilities_of_the_kept_tokens_sum_to_one() {
-        let logits = tied_logits(1, 13);
-        let config = config(0.8, 6, 0.97, 0.05);
-        let mut probabilities = std::collections::BTreeMap::new();
-        let mut kept = Vec::new();
-        for salt in 0..500 {
-            let token = &sample_batch(&logits, &config, &draws(1, salt), 13)[0];
-            assert!(token.kept.contains(&token.id));
-            probabilities.insert(token.id, f64::from(token.logprob).exp());
-            kept.clone_from(&token.kept);
-        }
-        let ids: Vec<u32> = probabilities.keys().copied().collect();
-        assert_eq!(ids, kept, "every kept token is drawn, and no other");
-        let sum: f64 = probabilities.values().sum();
-        assert!((sum - 1.0).abs() < 1e-6, "{sum}");
-    }
-
-    #[test]
-    fn frequencies_match_the_probabilities() {
-        let p = [0.4f32, 0.3, 0.2, 0.1];
-        let rows = 20_000;
-        let row = Tensor::from_slice(&p.map(f32::ln)).view([1, 4]);
-        let logits = row.expand([rows as i64, 4], false);
-        // Top-k 3 leaves 0.4, 0.3, 0.2 over 0.9. Chi-square with 3 and 2 degrees of freedom exceeds
-        // 16.3 and 13.8 once in a thousand.
-        let whole = config(1.0, 0, 1.0, 0.0);
-        let cut = config(1.0, 3, 1.0, 0.0);
-        for (config, mass, limit) in [(whole, 1.0, 16.3), (cut, 0.9, 13.8)] {
-            let mut counts = [0f64; 4];
-            for token in sample_batch(&logits, &config, &draws(rows, 4), 4) {
-                counts[token.id as usize] += 1.0;
-            }
-            let num_kept = if mass < 1.0 { 3 } else { 4 };
-            let chi_square: f64 = (0..num_kept)
-                .map(|i| {
-                    let expected = f64::from(p[i]) / mass * rows as f64;
-                    (counts[i] - expected).powi(2) / expected
-                })
-                .sum();
-            assert!(chi_square < limit, "{counts:?}: {chi_square}");
-            assert_eq!(counts[..num_kept].iter().sum::<f64>(), rows as f64);
-        }
-    }
-
-    #[test]
-    fn top_p_0_7_keeps_the_two_likeliest_of_three() {
-        // p = 0.2, 0.5, 0.3: 0.5 < 0.7 <= 0.8. Renormalised: 5/8 for id 1 and 3/8 for id 2.
-        let logits = Tensor::from_slice(&[0.2f32, 0.5, 0.3].map(f32::ln)).view([1, 3]);
-        let at = |draw| sample_batch(&logits, &config(1.0, 0, 0.7, 0.0), &[draw], 3).remove(0);
-        assert_eq!((at(0.62).id, at(0.63).id), (1, 2));
-        assert_eq!(at(0.0).kept, [1, 2]);
-        assert!((at(0.0).logprob - 0.625f32.ln()).abs() < 1e-6);
-        assert!((at(0.9).logprob - 0.375f32.ln()).abs() < 1e-6);
-    }
-
-    #[test]
-    fn extreme_draws_stay_on_tokens_with_weight() {
-        // exp(-200) is 0 in f32: ids 0 and 4 have no weight.
-        let logits = Tensor::from_slice(&[-200f32, 0.0, 1.0, 0.5, -200.0]).view([1, 5]);
-        let last = 1.0 - f64::EPSILON / 2.0;
-        for config in [config(1.0, 0, 1.0, 0.0), config(1.0, 5, 1.0, 0.0)] {
-            let lowest = &sample_batch(&logits, &config, &[0.0], 5)[0];
-            let highest = &sample_batch(&logits, &config, &[last], 5)[0];
-            assert!([0, 1].contains(&lowest.id), "{lowest:?}");
-            assert!([3, 4].contains(&highest.id), "{highest:?}");
-            assert!(lowest.logprob.is_finite() && highest.logprob.is_finite());
-        }
-        let whole = config(1.0, 0, 1.0, 0.0);
-        assert_eq!(sample_batch(&logits, &whole, &[0.0], 5)[0].id, 1);
-        assert_eq!(sample_batch(&logits, &whole, &[last], 5)[0].id, 3);
-    }
-
-    #[test]
-    fn surplus_ids_are_never_sampled() {
-        // Id 3 has the largest logit, but only 3 ids are allowed.
-        let logits = Tensor::from_slice(&[1f32, 2.0, 1.5, 9.0])
-            .view([1, 4])
-            .expand([200, 4], false);
-        for mut config in configs() {
-            for temperature in [config.temperature, 0.0] {
-                config.temperature = temperature;
-                for token in sample_batch(&logits, &config, &draws(200, 6), 3) {
-                    assert!(token.id < 3 && !token.kept.contains(&3), "{token:?}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn greedy_takes_the_lowest_id_of_equals_with_logprob_0() {
-        let logits = Tensor::from_slice(&[0f32, 3.0, 1.0, 3.0, 3.0]).view([1, 5]);
-        let token = &sample_batch(&logits, &config(0.0, 0, 1.0, 0.0), &[0.99], 5)[0];
-        let expected = SampledToken {
-            id: 1,
-            logprob: 0.0,
-            kept: vec![1],
-            entropy: 0.0,
-        };
-        assert_eq!(*token, expected);
-    }
-
-    #[test]
-    fn entropy_is_that_of_the_tempered_distribution_before_truncation() {
-        // Uniform over 4: log 4. p = (1/2, 1/4, 1/4) at temperature 1: 1.5 log 2; its logits halved
-        // at temperature 1/2 are the same distribution.
-        let uniform = Tensor::full([1, 4], 7.0, (Kind::Float, tch::Device::Cpu));
-        let halves = Tensor::from_slice(&[0.5f32, 0.25, 0.25].map(f32::ln)).view([1, 3]);
-        for top_k in [0, 2] {
-            let at = |logits: &Tensor, temperature| {
-                let config = config(temperature, top_k, 1.0, 0.0);
-                sample_batch(logits, &config, &[0.5], 4)[0].entropy
-            };
-            assert!((at(&uniform, 1.0) - 4f32.ln()).abs() < 1e-6);
-            assert!((at(&halves, 1.0) - 1.5 * 2f32.ln()).abs() < 1e-6);
-            assert!((at(&(&halves / 2.0), 0.5) - 1.5 * 2f32.ln()).abs() < 1e-6);
-        }
-    }
-
-    #[test]
-    fn logits_that_are_not_finite_give_a_nan_logprob() {
-        for bad in [f32::NAN, f32::INFINITY] {
-            let logits = Tensor::from_slice(&[0f32, bad, 1.0]).view([1, 3]);
-            for mut config in configs() {
-                for temperature in [config.temperature, 0.0] {
-                    config.temperature = temperature;
-                    let token = &sample_batch(&logits, &config, &[0.5], 3)[0];
-                    assert!(token.logprob.is_nan(), "{bad} {config:?}: {token:?}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn values_out_of_range_are_named() {
-        assert!(SamplingConfig::default().problems().is_empty());
-        assert!(config(0.0, 3, 0.5, 0.5).problems().is_empty());
-        let all_wrong = SamplingConfig {
-            temperature: -1.0,
-            top_k: 0,
-            top_p: 0.0,
-            min_p: 1.0,
-            max_new_tokens: 0,
-        };
-        let problems = all_wrong.problems();
-        for (problem, key) in problems.iter().zip([
-            "temperature (-1)",
-            "top_p (0)",
-            "min_p (1)",
-            "max_new_tokens",
-        ]) {
-            assert!(problem.starts_with(key), "{problem}");
-        }
-        assert_eq!(problems.len(), 4);
-        assert_eq!(config(f64::NAN, 0, f64::NAN, f64::NAN).problems().len(), 3);
-    }
-}
+mod tests;

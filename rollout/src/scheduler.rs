@@ -360,6 +360,14 @@ mod tests {
     }
 
     #[test]
+    fn new_prompt_does_not_overwrite_one_that_is_still_needed() {
+        // Both slots end together; the second holds the only copy of a prompt whose second sample
+        // waits in front of a new prompt.
+        let (prefills, _) = carry_out(&[3, 5, 2], &[1, 2, 1], 2, |_, _| 2);
+        assert_eq!(prefills, [1, 1, 1]);
+    }
+
+    #[test]
     fn many_long_prompts_are_prefilled_in_several_passes() {
         let (prefills, num_decodes) = carry_out(&[5000, 5000, 9000, 100], &[2; 4], 8, |_, _| 2);
         assert_eq!((prefills, num_decodes), (vec![1; 4], 1));
