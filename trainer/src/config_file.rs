@@ -564,11 +564,28 @@ mod tests {
             &load_message(&text, &["sampling.top_p=1.5"]),
             &[
                 "bad.ron: 3 problems",
-                "\n  - --set sampling.top_p=1.5: sampling.top_p is 1.5",
+                "\n  - --set sampling.top_p=1.5: sampling.top_p (1.5) must",
                 "\n  - line 6: stages[0].sft.learning_rate.peak is -0.001; it must be above 0",
                 "\n  - line 10: stages[1].grpo.group_size is 1;",
             ],
         );
+    }
+
+    #[test]
+    fn every_config_of_the_project_is_sound() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(folder).expect("configs/ is there") {
+            let path = entry.expect("readable").path();
+            if path.extension().is_some_and(|end| end == "ron") {
+                let config = load(&path, &[]).unwrap_or_else(|error| panic!("{error}"));
+                assert_eq!(parse(&to_ron(&config), "resolved").expect("sound"), config);
+                names.push(config.name);
+            }
+        }
+        for name in ["smoke", "quickstart"] {
+            assert!(names.iter().any(|found| found == name), "{names:?}");
+        }
     }
 
     #[test]

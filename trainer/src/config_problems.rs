@@ -118,19 +118,9 @@ impl RunConfig {
     }
 
     fn check_sampling(&self, found: &mut Problems) {
-        let sampling = &self.sampling;
-        found.not_negative("sampling.temperature", sampling.temperature);
-        found.check(
-            sampling.top_p > 0.0 && sampling.top_p <= 1.0,
-            "sampling.top_p",
-            format_args!("is {}; it must lie in (0, 1]", sampling.top_p),
-        );
-        found.check(
-            (0.0..1.0).contains(&sampling.min_p),
-            "sampling.min_p",
-            format_args!("is {}; it must lie in [0, 1)", sampling.min_p),
-        );
-        found.at_least_one("sampling.max_new_tokens", sampling.max_new_tokens);
+        for problem in self.sampling.problems() {
+            found.0.push(format!("sampling.{problem}"));
+        }
     }
 
     fn check_stage(&self, stage: &StageConfig, path: &str, found: &mut Problems) {
@@ -298,10 +288,17 @@ fn check_dsa(dsa: &DsaConfig, found: &mut Problems) {
 }
 
 fn check_environment(environment: &EnvironmentConfig, path: &str, found: &mut Problems) {
+    let levels = environment.family.levels();
     found.check(
-        environment.level >= 1,
+        levels.contains(&environment.level),
         &format!("{path}.level"),
-        "is 0; the easiest level is 1",
+        format_args!(
+            "is {}; {} has levels {} to {}",
+            environment.level,
+            environment.family,
+            levels.start(),
+            levels.end()
+        ),
     );
     found.positive(&format!("{path}.weight"), environment.weight);
 }
@@ -391,13 +388,20 @@ mod tests {
                 "environments[0].weight is NaN",
             ),
             ("environments[0].level=0", "environments[0].level is 0"),
-            ("sampling.temperature=-0.5", "sampling.temperature is -0.5"),
+            (
+                "environments[0].level=99",
+                "environments[0].level is 99; sums has levels 1 to",
+            ),
+            (
+                "sampling.temperature=-0.5",
+                "sampling.temperature (-0.5) must",
+            ),
             (
                 "sampling.temperature=0",
                 "sampling.temperature is 0; greedy",
             ),
-            ("sampling.top_p=0", "sampling.top_p is 0"),
-            ("sampling.min_p=1", "sampling.min_p is 1"),
+            ("sampling.top_p=0", "sampling.top_p (0) must"),
+            ("sampling.min_p=1", "sampling.min_p (1) must"),
             ("sampling.max_new_tokens=0", "sampling.max_new_tokens is 0"),
             ("max_batch_sequences=0", "max_batch_sequences is 0"),
             ("micro_batch_tokens=0", "micro_batch_tokens is 0"),

@@ -28,10 +28,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     for argument in &args.overrides {
         config = config_file::with_override(&config, argument)?;
     }
-    config.validate().map_err(|problems| ConfigError::Problems {
-        origin: "--set".to_string(),
-        problems,
-    })?;
+    config
+        .validate()
+        .map_err(|problems| ConfigError::Problems {
+            origin: "--set".to_string(),
+            problems,
+        })?;
     check_resumable(&saved, &config)?;
     if config != saved {
         folder.write_config(&config)?;
