@@ -70,9 +70,12 @@ impl Tokenizer {
         let mut environment = Environment::new();
         let mut syntax = SyntaxConfig::builder();
         syntax.trim_blocks(true).lstrip_blocks(true);
-        let syntax = syntax.build().expect("Jinja's own delimiters do not collide");
+        let syntax = syntax
+            .build()
+            .expect("Jinja's own delimiters do not collide");
         environment.set_syntax(syntax);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", |reason: String| -> Result<Value, _> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, reason))
         });
@@ -200,7 +203,10 @@ mod tests {
         let error = tokenizer(Some(template), &[])
             .chat(&[Message::new("system", "x")], true)
             .unwrap_err();
-        assert!(error.to_string().contains("System role not supported"), "{error}");
+        assert!(
+            error.to_string().contains("System role not supported"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -220,7 +226,11 @@ mod tests {
         );
         // What a user types is no fault of the template.
         let tokenizer = tokenizer(Some(SMOLLM2), &CHATML_TOKENS);
-        assert!(tokenizer.chat(&[Message::new("user", "<|nope|>")], true).is_ok());
+        assert!(
+            tokenizer
+                .chat(&[Message::new("user", "<|nope|>")], true)
+                .is_ok()
+        );
     }
 
     #[test]

@@ -71,7 +71,11 @@ pub fn open(
         return Err(CheckpointError::NotFound { path });
     } else if path.is_dir() && path.join("config.json").exists() {
         let source = HfFolder::open(path)?;
-        (read_config(path)?, Box::new(source), Tokenizer::from_folder(path)?)
+        (
+            read_config(path)?,
+            Box::new(source),
+            Tokenizer::from_folder(path)?,
+        )
     } else if path.is_file() && path.extension().is_some_and(|end| end == "gguf") {
         let source = GgufFile::open(path)?;
         let tokenizer = source.tokenizer()?;
@@ -91,7 +95,9 @@ pub fn open(
         }
         .into());
     }
-    if let Some(eos) = tokenizer.eos_token().and_then(|token| tokenizer.token_id(token))
+    if let Some(eos) = tokenizer
+        .eos_token()
+        .and_then(|token| tokenizer.token_id(token))
         && !config.eos_token_ids.contains(&eos)
     {
         config.eos_token_ids.push(eos);

@@ -93,7 +93,9 @@ impl GgufFile {
         let embedding = self.container.tensors.get("token_embd.weight");
         let vocab_size = match embedding.map(|entry| entry.shape.as_slice()) {
             Some([rows, _]) => *rows as usize,
-            _ => return Err(self.malformed("tensor 'token_embd.weight' [vocab, hidden] is missing")),
+            _ => {
+                return Err(self.malformed("tensor 'token_embd.weight' [vocab, hidden] is missing"));
+            }
         };
         let mut eos_token_ids = Vec::new();
         for key in ["eos", "eot", "eom"] {
@@ -181,7 +183,10 @@ impl GgufFile {
         names.sort();
         for name in names {
             let stem = name.strip_suffix(".weight").unwrap_or_default();
-            let known = match stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
+            let known = match stem
+                .strip_prefix("blk.")
+                .and_then(|rest| rest.split_once('.'))
+            {
                 Some((layer, part)) => {
                     layer.parse().is_ok_and(|layer: usize| layer < num_layers)
                         && LAYER_NAMES.iter().any(|(gguf, _)| *gguf == part)

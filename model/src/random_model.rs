@@ -176,7 +176,11 @@ mod tests {
         let gate = values(1, "model.layers.0.mlp.gate_proj.weight", &[100, 100]);
         assert!((std(&gate) - 0.02).abs() < 0.0008);
         // 8 layers: 0.02 / sqrt(16) = 0.005.
-        for name in ["self_attn.o_proj", "mlp.down_proj", "block_sparse_moe.experts.3.w2"] {
+        for name in [
+            "self_attn.o_proj",
+            "mlp.down_proj",
+            "block_sparse_moe.experts.3.w2",
+        ] {
             let out = values(1, &format!("model.layers.0.{name}.weight"), &[100, 100]);
             assert!((std(&out) - 0.005).abs() < 0.0002, "{name} {}", std(&out));
         }

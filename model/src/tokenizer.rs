@@ -138,7 +138,12 @@ impl Tokenizer {
         inner.with_pre_tokenizer(Some(ByteLevel::new(false, true, false)));
         inner.with_decoder(Some(ByteLevel::default()));
         inner.add_special_tokens(&specials.map(|s| AddedToken::from(s, true)));
-        let settings = settings(None, Some("<|im_end|>"), Some("<|endoftext|>"), Some(CHATML));
+        let settings = settings(
+            None,
+            Some("<|im_end|>"),
+            Some("<|endoftext|>"),
+            Some(CHATML),
+        );
         Tokenizer::new(inner, settings).expect("every token named is in the vocabulary")
     }
 
@@ -153,7 +158,9 @@ impl Tokenizer {
         if let Some(unknown) = &bpe.unk_token
             && inner.token_to_id(unknown).is_none()
         {
-            return Err(format!("the unknown token '{unknown}' is not in the vocabulary"));
+            return Err(format!(
+                "the unknown token '{unknown}' is not in the vocabulary"
+            ));
         }
         // A file may carry both from training; here they would cut or stretch prompts silently.
         inner.with_truncation(None).map_err(|e| e.to_string())?;
@@ -265,7 +272,10 @@ fn build_from_gguf(vocabulary: GgufVocabulary) -> Result<Tokenizer, String> {
     let GgufVocabulary { tokens, .. } = &vocabulary;
     let vocab: Vocab = tokens.iter().cloned().zip(0..).collect();
     if vocab.len() != tokens.len() {
-        let twice = tokens.iter().zip(0u32..).find(|(token, id)| vocab[*token] != *id);
+        let twice = tokens
+            .iter()
+            .zip(0u32..)
+            .find(|(token, id)| vocab[*token] != *id);
         return Err(format!("the vocabulary lists a token twice: {twice:?}"));
     }
     let merges = vocabulary.merges.iter().map(|merge| {
@@ -284,7 +294,10 @@ fn build_from_gguf(vocabulary: GgufVocabulary) -> Result<Tokenizer, String> {
         match vocabulary.pre_tokenizer.as_str() {
             "smollm" => (
                 None,
-                vec![Digits::new(true).into(), ByteLevel::new(false, true, true).into()],
+                vec![
+                    Digits::new(true).into(),
+                    ByteLevel::new(false, true, true).into(),
+                ],
             ),
             "qwen2" => {
                 let pattern = SplitPattern::Regex(QWEN2_WORDS.to_string());
@@ -317,7 +330,10 @@ fn build_from_gguf(vocabulary: GgufVocabulary) -> Result<Tokenizer, String> {
         None => Ok(None),
         Some(id) => match tokens.get(id as usize) {
             Some(token) => Ok(Some(token.as_str())),
-            None => Err(format!("token id {id} is outside the vocabulary of {}", tokens.len())),
+            None => Err(format!(
+                "token id {id} is outside the vocabulary of {}",
+                tokens.len()
+            )),
         },
     };
     let settings = settings(
@@ -337,7 +353,10 @@ fn settings(
     chat_template: Option<&str>,
 ) -> Map<String, serde_json::Value> {
     let mut settings = Map::new();
-    settings.insert("tokenizer_class".to_string(), json!("PreTrainedTokenizerFast"));
+    settings.insert(
+        "tokenizer_class".to_string(),
+        json!("PreTrainedTokenizerFast"),
+    );
     settings.insert("clean_up_tokenization_spaces".to_string(), json!(false));
     for (key, value) in [
         ("bos_token", bos),

@@ -258,7 +258,8 @@ mod tests {
         let gates = &top / top.sum_dim_intlist([-1i64].as_slice(), true, Kind::Float);
         let stacked = Tensor::stack(&outputs, 1); // [T, experts, hidden]
         let chosen = stacked.gather(1, &ids.unsqueeze(-1).expand([2, 2, 4], false), false);
-        let mixed = (chosen * gates.unsqueeze(-1)).sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
+        let mixed =
+            (chosen * gates.unsqueeze(-1)).sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
         let mut dense = RandomSource::new(&dense(), 5);
         let mut w = |m: &str, shape: [i64; 2]| {
             let name = format!("model.layers.0.mlp.{m}_proj.weight");
@@ -299,7 +300,9 @@ mod tests {
         let name = "model.layers.0.self_attn.q_proj.weight";
         assert_eq!(
             with_indexer.tensor(name, &[4, 4]).unwrap(),
-            RandomSource::new(&dense(), 5).tensor(name, &[4, 4]).unwrap()
+            RandomSource::new(&dense(), 5)
+                .tensor(name, &[4, 4])
+                .unwrap()
         );
     }
 

@@ -398,7 +398,7 @@ impl RoutingRows {
         let size = routing.size();
         // i32 halves the transfer of i64 ids; they fit (at most 65535 experts).
         let ids: Vec<i32> =
-            Vec::try_from(routing.to_kind(Kind::Int).view([-1])).expect("a flat i32 tensor");
+            Vec::try_from(routing.to_kind(Kind::Int).flatten(0, -1)).expect("a flat i32 tensor");
         RoutingRows {
             num_layers: size[1] as usize,
             top_k: size[2] as usize,
@@ -416,3 +416,6 @@ impl RoutingRows {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

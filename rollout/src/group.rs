@@ -78,3 +78,62 @@ fn without_stop<'a>(tokens: &'a [u32], stop_tokens: &[u32]) -> &'a [u32] {
         _ => tokens,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use environments::{Split, TaskKey, Verdict};
+    use model::{KeptTokens, RoutingTrace};
+
+    use super::*;
+    use crate::sample::FinishReason;
+
+    #[test]
+    fn samples_are_decoded_without_their_stop_token_and_graded() {
+        let key = TaskKey {
+            family: Family::Sums,
+            split: Split::Train,
+            level: 1,
+            seed: 3,
+        };
+        let task = Family::task(&key);
+        let prompt = Prompt {
+            id: 5,
+            task: key,
+            question: task.question.clone(),
+            tokens: vec![1, 2],
+        };
+        let generated = |tokens: &[u32], finish_reason| GeneratedSample {
+            tokens: tokens.to_vec(),
+            sampler_logprobs: vec![-0.5; tokens.len()],
+            kept: KeptTokens::default(),
+            routing: RoutingTrace::default(),
+            policy_version: 4,
+            finish_reason,
+        };
+        let samples = vec![
+            generated(&[10, 0], FinishReason::Stop),
+            generated(&[11, 0, 12], FinishReason::Length),
+        ];
+        // Token 10 is the right answer, 11 is no answer; the stop token 0 would show as '#'.
+        let decode = |ids: &[u32]| -> String {
+            ids.iter()
+                .map(|id| match id {
+                    10 => task.solution.as_str(),
+                    0 => "#",
+                    _ => "none ",
+                })
+                .collect()
+        };
+        let group = graded_group(prompt, samples, &[0], &decode);
+        let [right, wrong] = group.samples.as_slice() else {
+            panic!("two samples");
+        };
+        assert_eq!((right.index, wrong.index), (0, 1));
+        assert_eq!(right.text, task.solution);
+        assert_eq!(wrong.text, "none #none ");
+        assert_eq!(right.verdict.reward(), Some(1.0));
+        assert!(matches!(wrong.verdict, Verdict::Graded { reward, .. } if reward == 0.0));
+        assert_eq!(right.tokens, [10, 0], "ids stay as they were sampled");
+        assert_eq!(right.policy_version, 4);
+    }
+}

@@ -377,3 +377,147 @@ impl Rows<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use environments::{Family, Split};
+
+    use super::*;
+    use crate::sample::FinishReason;
+
+    fn sample(index: usize, tokens: &[u32], verdict: Verdict) -> Sample {
+        let mut kept = KeptTokens::default();
+        for (i, &token) in tokens.iter().enumerate() {
+            let row = if i % 2 == 0 {
+                vec![token, token + 9]
+            } else {
+                vec![]
+            };
+            kept.push(&row);
+        }
+        Sample {
+            index,
+            tokens: tokens.to_vec(),
+            sampler_logprobs: tokens.iter().map(|&t| -1.0 / t as f32).collect(),
+            kept,
+            routing: RoutingTrace {
+                num_layers: 2,
+                top_k: 3,
+                ids: (0..6 * (tokens.len() as u16 + 1))
+                    .map(|i| i.wrapping_mul(7919))
+                    .collect(),
+            },
+            policy_version: 12,
+            finish_reason: if index == 0 {
+                FinishReason::Stop
+            } else {
+                FinishReason::Length
+            },
+            text: format!("answer {index}: \"7\"\n"),
+            verdict,
+        }
+    }
+
+    fn groups() -> Vec<Group> {
+        let prompt = |id: u64, family, split| Prompt {
+            id,
+            task: TaskKey {
+                family,
+                split,
+                level: 2,
+                seed: u64::MAX - id,
+            },
+            question: "What is 3 + 4?".to_string(),
+            tokens: vec![5, 6, 7],
+        };
+        let graded = |reward, extracted: Option<&str>| Verdict::Graded {
+            reward,
+            extracted: extracted.map(str::to_string),
+        };
+        let invalid = Verdict::Invalid {
+            reason: "grader stopped".to_string(),
+        };
+        let mut dense = sample(1, &[9], graded(0.25, Some("7")));
+        dense.routing = RoutingTrace::default();
+        vec![
+            Group {
+                prompt: prompt(1, Family::Sums, Split::Train),
+                samples: vec![
+                    sample(0, &[3, 4, 2], graded(1.0, Some("7"))),
+                    sample(1, &[8; 40], graded(0.0, None)),
+                    sample(2, &[1], invalid),
+                ],
+            },
+            Group {
+                prompt: prompt(2, Family::Countdown, Split::HeldOut),
+                samples: vec![sample(0, &[1, 2], graded(0.0, Some(""))), dense],
+            },
+        ]
+    }
+
+    #[test]
+    fn read_gives_back_what_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("step.parquet");
+        // Enough groups for several read batches, which cut groups in two.
+        let mut written = Vec::new();
+        for id in 0..8 {
+            let mut groups = groups();
+            groups[0].prompt.id = 2 * id;
+            groups[1].prompt.id = 2 * id + 1;
+            written.extend(groups);
+        }
+        let advantages: Vec<f64> = (0..40).map(|i| f64::from(i) / 3.0 - 5.0).collect();
+        write(&path, 17, &written, &advantages).unwrap();
+        let found = read(&path).unwrap();
+        assert_eq!((found.step, found.groups.len()), (17, 16));
+        assert_eq!(found.groups, written);
+        assert_eq!(found.advantages, advantages);
+    }
+
+    #[test]
+    fn writing_again_replaces_the_file_and_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("step.parquet");
+        write(&path, 1, &groups(), &[0.0; 5]).unwrap();
+        write(&path, 2, &groups()[1..], &[0.5; 2]).unwrap();
+        let found = read(&path).unwrap();
+        assert_eq!((found.step, found.groups), (2, groups()[1..].to_vec()));
+        let files: Vec<_> = fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(files, ["step.parquet"]);
+    }
+
+    #[test]
+    fn errors_name_the_file_and_the_column() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("missing.parquet");
+        let error = read(&missing).unwrap_err();
+        assert!(matches!(&error, RolloutError::Io { path, .. } if *path == missing));
+
+        let text = folder.path().join("text.parquet");
+        fs::write(&text, "not parquet at all").unwrap();
+        let error = read(&text).unwrap_err();
+        assert!(matches!(&error, RolloutError::Parquet { path, .. } if *path == text));
+
+        let other = folder.path().join("other.parquet");
+        let column: ArrayRef = Arc::new(UInt64Array::from_iter_values([1]));
+        let batch = RecordBatch::try_from_iter([("step", column)]).unwrap();
+        let file = File::create(&other).unwrap();
+        let mut writer = ArrowWriter::try_new(file, batch.schema(), None).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        let message = read(&other).unwrap_err().to_string();
+        assert!(message.contains("other.parquet"), "{message}");
+        assert!(message.contains("column 'advantage'"), "{message}");
+
+        let nowhere = folder.path().join("no/such/folder.parquet");
+        let error = write(&nowhere, 1, &groups(), &[0.0; 5]).unwrap_err();
+        assert!(
+            error.to_string().contains("no/such/folder.parquet"),
+            "{error}"
+        );
+    }
+}

@@ -210,3 +210,178 @@ pub fn check_fit(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a slot's cache holds: the request, and how many tokens.
+    type Content = Option<(usize, usize)>;
+
+    /// Carries a schedule out on a model of the cache, checking each step; sample s of request r
+    /// ends after `len(r, s)` tokens. Returns (prefills per request, decode steps).
+    fn carry_out(
+        prompt_lens: &[usize],
+        num_samples: &[usize],
+        num_slots: usize,
+        len: impl Fn(usize, usize) -> usize,
+    ) -> (Vec<usize>, usize) {
+        let mut scheduler = Scheduler::new(prompt_lens.to_vec(), num_samples, num_slots);
+        let mut cache: Vec<Content> = vec![None; num_slots];
+        let mut drawn: Vec<Vec<usize>> = num_samples.iter().map(|_| Vec::new()).collect();
+        let mut prefills = vec![0; prompt_lens.len()];
+        let mut num_decodes = 0;
+        while let Some(step) = scheduler.schedule() {
+            let active: Vec<usize> = match step {
+                Step::Admit(admissions) => {
+                    let wave: usize = admissions
+                        .iter()
+                        .filter(|a| a.source == PromptSource::Prefill)
+                        .map(|a| prompt_lens[a.id.request])
+                        .sum();
+                    let is_alone = admissions[0].source == PromptSource::Prefill
+                        && admissions[1..]
+                            .iter()
+                            .all(|a| a.source != PromptSource::Prefill);
+                    assert!(wave <= MAX_PREFILL_TOKENS || is_alone);
+                    for a in admissions
+                        .iter()
+                        .filter(|a| a.source == PromptSource::Prefill)
+                    {
+                        prefills[a.id.request] += 1;
+                        cache[a.slot] = Some((a.id.request, prompt_lens[a.id.request]));
+                    }
+                    for a in &admissions {
+                        if let PromptSource::Slot(from) = a.source {
+                            let (request, tokens) = cache[from].expect("a prompt is there");
+                            assert_eq!(request, a.id.request);
+                            assert!(tokens >= prompt_lens[request]);
+                            cache[a.slot] = Some((request, prompt_lens[request]));
+                        }
+                        // Samples start in order, each once.
+                        assert_eq!(drawn[a.id.request].len(), a.id.sample);
+                        drawn[a.id.request].push(0);
+                    }
+                    admissions.iter().map(|a| a.slot).collect()
+                }
+                Step::Decode { moves, num_live } => {
+                    for (from, to) in moves {
+                        cache[to] = cache[from].take();
+                    }
+                    num_decodes += 1;
+                    let is_live = |slot: usize| scheduler.live(slot).is_some();
+                    assert!((0..num_slots).all(|slot| is_live(slot) == (slot < num_live)));
+                    for content in &mut cache[..num_live] {
+                        content.as_mut().expect("a sequence is there").1 += 1;
+                    }
+                    (0..num_live).collect()
+                }
+            };
+            for slot in active {
+                let id = scheduler.live(slot).expect("live");
+                let tokens = &mut drawn[id.request][id.sample];
+                // The cache holds the prompt and every drawn token but the one drawn now.
+                let held = prompt_lens[id.request] + *tokens;
+                assert_eq!(cache[slot], Some((id.request, held)));
+                *tokens += 1;
+                if *tokens == len(id.request, id.sample) {
+                    scheduler.finish(slot);
+                }
+            }
+        }
+        for (request, samples) in drawn.iter().enumerate() {
+            assert_eq!(samples.len(), num_samples[request], "nobody is forgotten");
+            for (sample, &tokens) in samples.iter().enumerate() {
+                assert_eq!(
+                    tokens,
+                    len(request, sample),
+                    "request {request} sample {sample}"
+                );
+            }
+        }
+        (prefills, num_decodes)
+    }
+
+    #[test]
+    fn every_prompt_is_prefilled_once_whatever_the_slots() {
+        let (prompt_lens, num_samples) = ([3, 5, 2, 7], [4, 1, 16, 3]);
+        for num_slots in [1, 2, 3, 5, 24, 64] {
+            for pattern in 0..20 {
+                let len = |r: usize, s: usize| 1 + (r * 7 + s * 5 + pattern * (s + 3)) % 11;
+                let (prefills, _) = carry_out(&prompt_lens, &num_samples, num_slots, len);
+                assert_eq!(
+                    prefills,
+                    [1, 1, 1, 1],
+                    "{num_slots} slots, pattern {pattern}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn freed_slots_are_refilled_before_the_next_decode() {
+        // Two slots, lengths 1 + decodes: 3 and 1 start; the third sample takes the slot of the
+        // second at once and runs beside the first: 2 decode steps, where waves would need 4.
+        let lengths = [3, 1, 3];
+        let (_, num_decodes) = carry_out(&[2], &[3], 2, |_, s| lengths[s]);
+        assert_eq!(num_decodes, 2);
+    }
+
+    #[test]
+    fn group_larger_than_the_slots_copies_its_prompt() {
+        let mut scheduler = Scheduler::new(vec![4], &[3], 2);
+        let admission = |sample, slot, source| Admission {
+            id: SampleId { request: 0, sample },
+            slot,
+            source,
+        };
+        assert_eq!(
+            scheduler.schedule(),
+            Some(Step::Admit(vec![
+                admission(0, 0, PromptSource::Prefill),
+                admission(1, 1, PromptSource::Slot(0)),
+            ]))
+        );
+        assert!(scheduler.is_waiting(0));
+        scheduler.finish(0);
+        scheduler.finish(1);
+        assert_eq!(
+            scheduler.schedule(),
+            Some(Step::Admit(vec![admission(2, 0, PromptSource::Slot(0))]))
+        );
+        assert!(!scheduler.is_waiting(0));
+        let moves = Vec::new();
+        assert_eq!(
+            scheduler.schedule(),
+            Some(Step::Decode { moves, num_live: 1 })
+        );
+        scheduler.finish(0);
+        assert_eq!(scheduler.schedule(), None);
+    }
+
+    #[test]
+    fn many_long_prompts_are_prefilled_in_several_passes() {
+        let (prefills, num_decodes) = carry_out(&[5000, 5000, 9000, 100], &[2; 4], 8, |_, _| 2);
+        assert_eq!((prefills, num_decodes), (vec![1; 4], 1));
+    }
+
+    #[test]
+    fn prompt_and_completion_must_fit_the_context() {
+        assert!(check_fit([(7, 40)].into_iter(), 24, 64).is_ok());
+        let error = check_fit([(3, 10), (7, 41)].into_iter(), 24, 64).unwrap_err();
+        let message = error.to_string();
+        for part in [
+            "prompt 7 ",
+            "41 tokens",
+            "sampling.max_new_tokens` = 24",
+            "needs 65",
+            "of 64",
+        ] {
+            assert!(message.contains(part), "{part}: {message}");
+        }
+        let empty = check_fit([(9, 0)].into_iter(), 1, 64)
+            .unwrap_err()
+            .to_string();
+        assert!(empty.contains("prompt 9 has no tokens"), "{empty}");
+    }
+}

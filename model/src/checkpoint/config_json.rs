@@ -18,7 +18,9 @@ use crate::weights::WeightError;
 pub fn read_config(dir: &Path) -> Result<ModelConfig, WeightError> {
     let path = dir.join("config.json");
     let keys = Keys::read(&path)?;
-    let model_type = keys.optional("model_type", Value::as_str)?.unwrap_or("(none)");
+    let model_type = keys
+        .optional("model_type", Value::as_str)?
+        .unwrap_or("(none)");
     if !["llama", "mixtral"].contains(&model_type) {
         return Err(keys.malformed(format!(
             "model_type '{model_type}' is not known; llama and mixtral are"

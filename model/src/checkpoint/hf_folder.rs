@@ -15,6 +15,9 @@ use safetensors::tensor::Metadata;
 
 use crate::weights::{WeightError, WeightSource};
 
+/// The format's own limit; a longer header is garbage that must not be read into memory.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+
 /// An open model folder.
 #[derive(Debug)]
 pub struct HfFolder {
@@ -131,7 +134,9 @@ impl Shard {
         let too_short = |what: &str, needed: u64| {
             malformed(
                 &path,
-                format!("the file ends at byte {file_bytes}, {what} needs {needed}: copy or download it again"),
+                format!(
+                    "the file ends at byte {file_bytes}, {what} needs {needed}: copy or download it again"
+                ),
             )
         };
         if file_bytes < 8 {
@@ -140,6 +145,12 @@ impl Shard {
         let mut length = [0; 8];
         file.read_exact_at(&mut length, 0).map_err(io(&path))?;
         let length = u64::from_le_bytes(length);
+        if length > MAX_HEADER_BYTES && length < file_bytes {
+            return Err(malformed(
+                &path,
+                format!("a header of {length} bytes: damaged, or not a safetensors file"),
+            ));
+        }
         let data_start = match length.checked_add(8) {
             Some(end) if end <= file_bytes => end,
             end => return Err(too_short("the header", end.unwrap_or(u64::MAX))),

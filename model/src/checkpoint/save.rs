@@ -135,7 +135,11 @@ fn write_shard(
     write(&(header.len() as u64).to_le_bytes())?;
     write(&header)?;
     for (_, tensor) in tensors {
-        let tensor = tensor.detach().to_device(Device::Cpu).to_kind(kind).contiguous();
+        let tensor = tensor
+            .detach()
+            .to_device(Device::Cpu)
+            .to_kind(kind)
+            .contiguous();
         let mut bytes = vec![0; tensor.numel() * kind.elt_size_in_bytes()];
         tensor.copy_data_u8(&mut bytes, tensor.numel());
         write(&bytes)?;

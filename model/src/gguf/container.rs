@@ -105,9 +105,9 @@ impl Header<'_> {
                 return Err(self.malformed("a big-endian GGUF file; only little-endian is read"));
             }
             version => {
-                return Err(self.malformed(format!(
-                    "GGUF version {version}; versions 2 and 3 are read"
-                )));
+                return Err(
+                    self.malformed(format!("GGUF version {version}; versions 2 and 3 are read"))
+                );
             }
         }
         let num_tensors = self.u64("the tensor count")?;
@@ -210,10 +210,18 @@ impl Header<'_> {
                 self.plausible(count, least, key)?;
                 let range = 0..count;
                 match kind {
-                    6 | 12 => Value::Floats(range.map(|_| self.float(kind, key)).collect::<Result<_, _>>()?),
+                    6 | 12 => Value::Floats(
+                        range
+                            .map(|_| self.float(kind, key))
+                            .collect::<Result<_, _>>()?,
+                    ),
                     7 => Value::Bools(range.map(|_| self.bool(key)).collect::<Result<_, _>>()?),
                     8 => Value::Texts(range.map(|_| self.text(key)).collect::<Result<_, _>>()?),
-                    _ => Value::Integers(range.map(|_| self.integer(kind, key)).collect::<Result<_, _>>()?),
+                    _ => Value::Integers(
+                        range
+                            .map(|_| self.integer(kind, key))
+                            .collect::<Result<_, _>>()?,
+                    ),
                 }
             }
             _ => return Err(self.unknown_type(kind, key)),

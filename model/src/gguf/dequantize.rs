@@ -44,7 +44,7 @@ impl Encoding {
     /// no whole number of blocks, or the f32 values could not be addressed.
     pub fn num_bytes(self, dims: &[u64]) -> Option<u64> {
         let (values, bytes) = self.block();
-        if dims.contains(&0) || dims[0] % values != 0 {
+        if dims.contains(&0) || !dims[0].is_multiple_of(values) {
             return None;
         }
         let count = dims.iter().try_fold(1u64, |n, &dim| n.checked_mul(dim))?;
@@ -54,12 +54,15 @@ impl Encoding {
 
     /// The values in `bytes`, a whole number of blocks.
     pub fn decode(self, bytes: &[u8]) -> Vec<f32> {
-        let f16_at = |block: &[u8], at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
+        let f16_at =
+            |block: &[u8], at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
         let (values, block_bytes) = self.block();
         let mut out = Vec::with_capacity(bytes.len() / block_bytes as usize * values as usize);
         for block in bytes.chunks_exact(block_bytes as usize) {
             match self {
-                Encoding::F32 => out.push(f32::from_le_bytes([block[0], block[1], block[2], block[3]])),
+                Encoding::F32 => {
+                    out.push(f32::from_le_bytes([block[0], block[1], block[2], block[3]]))
+                }
                 Encoding::F16 => out.push(f16_at(block, 0)),
                 Encoding::Q4_1 => {
                     let (d, m) = (f16_at(block, 0), f16_at(block, 2));
