@@ -1,9 +1,9 @@
 //! Which model a command works with and how it computes; loading it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use kernels::tch::Kind;
+use kernels::tch::{Device, Kind};
 use model::{Attention, ForwardOptions, Routing, Tokenizer, Transformer};
 use rollout::SamplingConfig;
 use rollout::engine::GenerationSettings;
@@ -14,6 +14,7 @@ use crate::config::{Compute, PolicyConfig, PolicySource};
 use crate::error::TrainerError;
 use crate::policy;
 use crate::run_folder::RunLayout;
+use crate::session::attention_at;
 
 /// The model and how to compute with it.
 #[derive(Debug, clap::Args)]
@@ -23,9 +24,9 @@ pub struct ModelArguments {
     /// Type to compute in
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     dtype: Dtype,
-    /// Attention, where the model has an indexer; dense suits one that has not been trained yet
-    #[arg(long, value_enum, default_value_t = AttentionArgument::Sparse)]
-    attention: AttentionArgument,
+    /// Attention, where the model has an indexer [default: sparse; in a run folder, the run's own]
+    #[arg(long, value_enum)]
+    attention: Option<AttentionArgument>,
     /// CPU threads; 0 takes all cores
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -41,7 +42,9 @@ enum Dtype {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum AttentionArgument {
+    /// Over the keys that the indexer selects
     Sparse,
+    /// Over every key; suits an indexer that has not been trained yet
     Dense,
 }
 
@@ -59,26 +62,19 @@ impl ModelArguments {
         let device = kernels::runtime::start(self.threads).device;
         let kind = policy::compute_kind(self.compute(), device);
         let layout = RunLayout::new(&self.model);
-        let (policy, tokenizer) = if layout.is_run() && !layout.model_path().exists() {
-            newest_checkpoint(&layout, kind, device)?
+        let (policy, tokenizer, attention) = if layout.is_run() {
+            policy_of_run(&layout, kind, device)?
         } else {
-            let folder = match layout.is_run() {
-                true => layout.model_path(),
-                false => self.model.clone(),
-            };
-            let source = PolicyConfig {
-                source: PolicySource::Path(folder.display().to_string()),
-                upcycle: None,
-                dsa: None,
-            };
-            policy::load(policy::open(&source, 0)?, kind, device)?
+            let (policy, tokenizer) = load_path(&self.model, kind, device)?;
+            (policy, tokenizer, Attention::Sparse)
         };
         Ok(LoadedModel {
             policy,
             tokenizer,
             attention: match self.attention {
-                AttentionArgument::Sparse => Attention::Sparse,
-                AttentionArgument::Dense => Attention::Dense,
+                Some(AttentionArgument::Sparse) => Attention::Sparse,
+                Some(AttentionArgument::Dense) => Attention::Dense,
+                None => attention,
             },
         })
     }
@@ -92,13 +88,35 @@ impl ModelArguments {
     }
 }
 
-/// The policy of a run that is not complete.
-fn newest_checkpoint(
+fn load_path(
+    path: &Path,
+    kind: Kind,
+    device: Device,
+) -> Result<(Transformer, Tokenizer), TrainerError> {
+    let source = PolicyConfig {
+        source: PolicySource::Path(path.display().to_string()),
+        upcycle: None,
+        dsa: None,
+    };
+    policy::load(policy::open(&source, 0)?, kind, device)
+}
+
+/// The final policy of a complete run, else that of the newest checkpoint, with the attention it
+/// was trained for.
+fn policy_of_run(
     layout: &RunLayout,
     kind: Kind,
-    device: kernels::tch::Device,
-) -> Result<(Transformer, Tokenizer), Failure> {
+    device: Device,
+) -> Result<(Transformer, Tokenizer, Attention), Failure> {
     let config = layout.read_config()?;
+    if layout.model_path().exists() {
+        let (policy, tokenizer) = load_path(&layout.model_path(), kind, device)?;
+        return Ok((
+            policy,
+            tokenizer,
+            attention_at(&config, config.stages.len()),
+        ));
+    }
     let latest = Checkpoints::new(&layout.checkpoints_path(), config.checkpoints.keep)
         .latest()
         .map_err(TrainerError::from)?
@@ -117,7 +135,8 @@ fn newest_checkpoint(
     latest.load_weights(&targets).map_err(TrainerError::from)?;
     policy.publish();
     tracing::info!("using {}", latest.path.display());
-    Ok((policy, tokenizer))
+    let attention = attention_at(&config, latest.state.stage);
+    Ok((policy, tokenizer, attention))
 }
 
 impl LoadedModel {

@@ -50,7 +50,7 @@ fn describe(config: &RunConfig, shape: &ModelConfig, kind: Kind) -> String {
             }
             StageConfig::Grpo(stage) => writeln!(
                 text,
-                " of {} prompts x {} samples, {} optimizer steps each",
+                " of {} prompts x {} samples in {} mini-batches",
                 stage.prompts_per_step, stage.group_size, stage.mini_batches
             ),
         };

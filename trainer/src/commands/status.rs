@@ -35,7 +35,11 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         .iter()
         .map(|stage| (stage.name(), stage.steps()))
         .collect();
-    let mut text = format!("run {} in {}\n", config.name, args.run.display());
+    let state = match layout.holder() {
+        Some(process) => format!("running: {process}"),
+        None => "not running".to_string(),
+    };
+    let mut text = format!("run {} in {}, {state}\n", config.name, args.run.display());
     text.push_str(&report(&stages, &steps));
     let _ = writeln!(text, "\ncheckpoints: {}", checkpoints(&layout));
     output::print_line(text.trim_end()).map(|_| ())
