@@ -56,7 +56,7 @@ pub struct GrpoLoss {
 }
 
 /// Sums over the tokens and sequences of one or, after [`GrpoStats::merge`], several micro-batches.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct GrpoStats {
     /// Tokens N.
     pub tokens: u64,
@@ -68,8 +68,6 @@ pub struct GrpoStats {
     pub ratio_sum: f64,
     /// Largest r.
     pub ratio_max: f64,
-    /// Smallest r.
-    pub ratio_min: f64,
     /// Tokens whose surrogate is the clipped, constant one.
     pub clipped_tokens: u64,
     /// Tokens whose KL term exceeds 10 nats.
@@ -82,34 +80,12 @@ pub struct GrpoStats {
     pub masked_tokens: u64,
     /// Sum over sequences of mean(sampler_logprobs - logprobs), nats a token.
     pub drift_sum: f64,
-    /// Largest of these.
+    /// Largest of these, 0 when none is positive.
     pub drift_max: f64,
     /// Sum of |A| over sequences.
     pub abs_advantage_sum: f64,
     /// Sum of |A| over masked sequences: the learning signal that the mask took away.
     pub abs_advantage_masked: f64,
-}
-
-impl Default for GrpoStats {
-    fn default() -> Self {
-        GrpoStats {
-            tokens: 0,
-            sequences: 0,
-            kl_sum: 0.0,
-            ratio_sum: 0.0,
-            ratio_max: f64::NEG_INFINITY,
-            ratio_min: f64::INFINITY,
-            clipped_tokens: 0,
-            extreme_tokens: 0,
-            negative_sequences: 0,
-            masked_sequences: 0,
-            masked_tokens: 0,
-            drift_sum: 0.0,
-            drift_max: f64::NEG_INFINITY,
-            abs_advantage_sum: 0.0,
-            abs_advantage_masked: 0.0,
-        }
-    }
 }
 
 impl GrpoStats {
@@ -120,7 +96,6 @@ impl GrpoStats {
         self.kl_sum += other.kl_sum;
         self.ratio_sum += other.ratio_sum;
         self.ratio_max = self.ratio_max.max(other.ratio_max);
-        self.ratio_min = self.ratio_min.min(other.ratio_min);
         self.clipped_tokens += other.clipped_tokens;
         self.extreme_tokens += other.extreme_tokens;
         self.negative_sequences += other.negative_sequences;
@@ -275,7 +250,6 @@ fn grpo_stats(
             sum(&kl),
             sum(&ratio),
             ratio.max(),
-            ratio.min(),
             sum(&clipped_above.logical_or(&clipped_below)),
             sum(&kl.gt(EXTREME_KL)),
             sum(&advantages.lt(0.0)),
@@ -295,16 +269,15 @@ fn grpo_stats(
         kl_sum: numbers[0],
         ratio_sum: numbers[1],
         ratio_max: numbers[2],
-        ratio_min: numbers[3],
-        clipped_tokens: numbers[4] as u64,
-        extreme_tokens: numbers[5] as u64,
-        negative_sequences: numbers[6] as u64,
-        masked_sequences: numbers[7] as u64,
-        masked_tokens: numbers[8] as u64,
-        drift_sum: numbers[9],
-        drift_max: numbers[10],
-        abs_advantage_sum: numbers[11],
-        abs_advantage_masked: numbers[12],
+        clipped_tokens: numbers[3] as u64,
+        extreme_tokens: numbers[4] as u64,
+        negative_sequences: numbers[5] as u64,
+        masked_sequences: numbers[6] as u64,
+        masked_tokens: numbers[7] as u64,
+        drift_sum: numbers[8],
+        drift_max: numbers[9].max(0.0),
+        abs_advantage_sum: numbers[10],
+        abs_advantage_masked: numbers[11],
     }
 }
 

@@ -73,7 +73,6 @@ pub struct AdamW {
     moments: BTreeMap<String, Moments>,
 }
 
-const GROUPS: [ParameterGroup; 2] = [ParameterGroup::Main, ParameterGroup::Indexer];
 const MAIN_STEPS: &str = "main.steps";
 const INDEXER_STEPS: &str = "indexer.steps";
 const EXP_AVG: &str = "exp_avg.";
@@ -90,57 +89,50 @@ impl AdamW {
         }
     }
 
-    /// Updates every master that has a gradient, then drops the gradients. A frozen parameter has none.
+    /// Updates the masters that require and have a gradient, then drops every gradient.
     ///
-    /// The compute copies are refreshed by `Transformer::publish`, not here.
+    /// Clear `requires_grad` on the masters of a group to freeze it. The compute copies are
+    /// refreshed by `Transformer::publish`, not here.
     ///
     /// # Errors
-    /// A gradient norm that is not finite in either group: then no group is updated and the
+    /// A gradient norm that is not finite, in either group: then neither is updated and the
     /// gradients stay for inspection.
     pub fn step(
         &mut self,
         parameters: &[&Parameter],
         lr: f64,
     ) -> Result<StepNorms, OptimizerError> {
-        let mut norms = StepNorms::default();
-        for group in GROUPS {
-            let norm = gradient_norm(parameters, group)?;
-            match group {
-                ParameterGroup::Main => norms.main = norm,
-                ParameterGroup::Indexer => norms.indexer = norm,
-            }
-        }
-        for group in GROUPS {
-            self.update_group(parameters, group, &norms, lr)?;
-        }
+        let main = trained(parameters, ParameterGroup::Main);
+        let indexer = trained(parameters, ParameterGroup::Indexer);
+        let norms = StepNorms {
+            main: gradient_norm(&main)?,
+            indexer: gradient_norm(&indexer)?,
+        };
+        self.update_group(&main, norms.main, lr)?;
+        self.update_group(&indexer, norms.indexer, lr)?;
         for parameter in parameters {
             parameter.clear_grad();
         }
         Ok(norms)
     }
 
+    /// Updates `parameters`, all of one group, whose gradients have the global norm `norm`.
     fn update_group(
         &mut self,
         parameters: &[&Parameter],
-        group: ParameterGroup,
-        norms: &StepNorms,
+        norm: f64,
         lr: f64,
     ) -> Result<(), OptimizerError> {
-        let (steps, norm, max_norm) = match group {
-            ParameterGroup::Main => (&mut self.main_steps, norms.main, self.config.max_grad_norm),
-            ParameterGroup::Indexer => (
-                &mut self.indexer_steps,
-                norms.indexer,
-                self.config.max_indexer_grad_norm,
-            ),
-        };
-        let with_grad = with_grad(parameters, group);
-        if with_grad.is_empty() {
+        let Some(first) = parameters.first() else {
             return Ok(());
-        }
+        };
+        let (steps, max_norm) = match first.group {
+            ParameterGroup::Main => (&mut self.main_steps, self.config.max_grad_norm),
+            ParameterGroup::Indexer => (&mut self.indexer_steps, self.config.max_indexer_grad_norm),
+        };
         *steps += 1;
         if norm > max_norm {
-            let grads: Vec<Tensor> = with_grad.iter().map(|p| p.master.grad()).collect();
+            let grads: Vec<Tensor> = parameters.iter().map(|p| p.master.grad()).collect();
             scale_(&grads, max_norm / norm)?;
         }
         let (beta1, beta2) = self.config.betas;
@@ -148,7 +140,7 @@ impl AdamW {
             let (mut params, mut grads) = (Vec::new(), Vec::new());
             let (mut exp_avgs, mut exp_avg_sqs) = (Vec::new(), Vec::new());
             let of_kind = |p: &&&Parameter| (p.master.dim() >= 2) == is_matrix;
-            for parameter in with_grad.iter().filter(of_kind) {
+            for parameter in parameters.iter().filter(of_kind) {
                 let moments = self
                     .moments
                     .entry(parameter.name.clone())
@@ -246,35 +238,32 @@ impl Moments {
     }
 }
 
-/// Parameters of `group` that have a gradient, in model order.
-fn with_grad<'a>(parameters: &'a [&'a Parameter], group: ParameterGroup) -> Vec<&'a Parameter> {
+/// Parameters of `group` that require and have a gradient, in model order.
+fn trained<'a>(parameters: &[&'a Parameter], group: ParameterGroup) -> Vec<&'a Parameter> {
     let of_group = parameters.iter().filter(|p| p.group == group);
     of_group
-        .filter(|p| p.master.grad().defined())
+        .filter(|p| p.master.requires_grad() && p.master.grad().defined())
         .copied()
         .collect()
 }
 
-fn gradient_norm(
-    parameters: &[&Parameter],
-    group: ParameterGroup,
-) -> Result<f64, OptimizerError> {
-    let with_grad = with_grad(parameters, group);
-    let grads: Vec<Tensor> = with_grad.iter().map(|p| p.master.grad()).collect();
+/// Global gradient norm of `parameters`, all of one group.
+fn gradient_norm(parameters: &[&Parameter]) -> Result<f64, OptimizerError> {
+    let grads: Vec<Tensor> = parameters.iter().map(|p| p.master.grad()).collect();
     let norm = global_norm(&grads)?.double_value(&[]);
     if norm.is_finite() {
         return Ok(norm);
     }
     let own = |p: &Parameter| p.master.grad().norm().double_value(&[]);
-    let parameter = with_grad
+    let offender = parameters
         .iter()
         .find(|p| !own(p).is_finite())
         // All are finite and only their sum overflows: name the largest.
-        .or_else(|| with_grad.iter().max_by(|a, b| own(a).total_cmp(&own(b))))
-        .map_or_else(String::new, |p| p.name.clone());
+        .or_else(|| parameters.iter().max_by(|a, b| own(a).total_cmp(&own(b))))
+        .expect("no gradients have norm 0");
     Err(OptimizerError::NonFinite {
-        group,
-        parameter,
+        group: offender.group,
+        parameter: offender.name.clone(),
         norm,
     })
 }

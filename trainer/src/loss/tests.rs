@@ -356,16 +356,9 @@ fn stats_count_what_happened() {
     // Only the first token of the second sequence: r = 0.08 and A < 0.
     assert_eq!(stats.clipped_tokens, 1);
     assert_eq!(stats.extreme_tokens, 0);
-    let expected = [
-        1.349_858_807_576,
-        0.082_084_998_624,
-        2.3 / 3.0,
-        4.0 / 3.0,
-        1.0 / 3.0,
-    ];
+    let expected = [1.349_858_807_576, 2.3 / 3.0, 4.0 / 3.0, 1.0 / 3.0];
     let found = [
         stats.ratio_max,
-        stats.ratio_min,
         stats.drift_max,
         stats.abs_advantage_sum,
         stats.abs_advantage_masked,

@@ -34,12 +34,8 @@ fn set_grad(parameter: &Parameter, grad: &[f32]) {
     (&parameter.master * grad).sum(Kind::Float).backward();
 }
 
-fn step(
-    optimizer: &mut AdamW,
-    parameters: &[Parameter],
-) -> Result<StepNorms, OptimizerError> {
-    let all: Vec<&Parameter> = parameters.iter().collect();
-    optimizer.step(&all, 0.05)
+fn step(optimizer: &mut AdamW, parameters: &[Parameter]) -> Result<StepNorms, OptimizerError> {
+    optimizer.step(&parameters.iter().collect::<Vec<_>>(), 0.05)
 }
 
 fn values(tensor: &Tensor) -> Vec<f32> {
@@ -123,13 +119,16 @@ fn groups_are_clipped_apart() {
 }
 
 #[test]
-fn group_without_gradients_stays() {
+fn frozen_group_stays_and_its_gradient_is_dropped() {
     let parameters = both_groups();
     let mut optimizer = AdamW::new(&config());
     set_grad(&parameters[0], &[1.0, 1.0]);
+    set_grad(&parameters[1], &[1.0, f32::NAN]);
+    let _ = parameters[1].master.set_requires_grad(false);
     let norms = step(&mut optimizer, &parameters).unwrap();
     assert_eq!(norms.indexer, 0.0);
     assert_eq!(values(&parameters[1].master), [1.0, 1.0]);
+    assert!(!parameters[1].master.grad().defined());
     let state = optimizer.state();
     assert_eq!(named(&state, "main.steps").int64_value(&[0]), 1);
     assert_eq!(named(&state, "indexer.steps").int64_value(&[0]), 0);
@@ -222,19 +221,16 @@ fn restored_state_continues_bit_for_bit() {
         .into_iter()
         .map(|(name, tensor)| (name, tensor.copy()))
         .collect();
-    let mut copies = main_parameters();
-    for (copy, original) in copies.iter_mut().zip(&parameters) {
-        kernels::tch::no_grad(|| copy.master.copy_(&original.master));
+    let copies = main_parameters();
+    for (copy, original) in copies.iter().zip(&parameters) {
+        kernels::tch::no_grad(|| copy.master.shallow_clone().copy_(&original.master));
     }
     let mut restored = AdamW::new(&config());
     restored
         .load_state(state, &copies.iter().collect::<Vec<_>>())
         .unwrap();
 
-    for (optimizer, parameters) in [
-        (&mut optimizer, &parameters),
-        (&mut restored, &mut copies),
-    ] {
+    for (optimizer, parameters) in [(&mut optimizer, &parameters), (&mut restored, &copies)] {
         set_grad(&parameters[0], &[-0.4, 0.1, 0.0, 0.9]);
         set_grad(&parameters[1], &[0.1, -0.2]);
         step(optimizer, parameters).unwrap();
