@@ -17,6 +17,9 @@ pub mod dsa;
 pub mod error;
 mod ffi;
 pub mod foreach;
+#[cfg(test)]
+mod gpu_tests;
+pub mod mapped_file;
 pub mod runtime;
 
 pub use error::KernelError;
