@@ -106,20 +106,15 @@ pub struct EnvironmentConfig {
 }
 
 /// Text of `indexer_warmup`, `sparse_training` and `sft`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub enum TextConfig {
     /// The environments' worked solutions, chat-encoded.
+    #[default]
     Solutions,
     /// Completions sampled from the starting policy on training prompts.
     PolicySamples,
     /// Files: plain text (a document a blank-line-separated block), `.jsonl` (key `text`), `.parquet` (column `text`).
     Files(Vec<String>),
-}
-
-impl Default for TextConfig {
-    fn default() -> Self {
-        TextConfig::Solutions
-    }
 }
 
 /// One stage of the recipe.

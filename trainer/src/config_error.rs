@@ -43,6 +43,12 @@ pub enum ConfigError {
         /// One sentence per changed key.
         changed: Vec<String>,
     },
+    /// The `config.ron` of a run is not the one that its checkpoints were made with.
+    #[error("{path} was edited since the run began, where a resumed run must keep it")]
+    Edited {
+        /// The run's configuration.
+        path: PathBuf,
+    },
 }
 
 fn counted(lines: &[String]) -> String {

@@ -90,20 +90,15 @@ pub fn with_override(config: &RunConfig, argument: &str) -> Result<RunConfig, Co
     let quoted = format!("{value:?}");
     if !is_one_value(value) {
         return splice(&text, place, &quoted)
-            .map_err(|(error, edited)| wrong(in_value(&error, &edited, value_range, None)));
+            .map_err(|rejected| wrong(in_value(&rejected, value_range, None)));
     }
-    splice(&text, place.clone(), value).or_else(|(error, edited)| {
-        if error.code == ron::Error::ExpectedString
+    splice(&text, place.clone(), value).or_else(|rejected| {
+        if rejected.error.code == ron::Error::ExpectedString
             && let Ok(config) = splice(&text, place.clone(), &quoted)
         {
             return Ok(config);
         }
-        Err(wrong(in_value(
-            &error,
-            &edited,
-            value_range,
-            Some(place.start),
-        )))
+        Err(wrong(in_value(&rejected, value_range, Some(place.start))))
     })
 }
 
@@ -112,15 +107,22 @@ fn options() -> ron::Options {
         .with_default_extension(Extensions::IMPLICIT_SOME | Extensions::UNWRAP_VARIANT_NEWTYPES)
 }
 
-/// Reads `text` with the bytes `place` replaced by `value`; on failure, also returns what was read.
-fn splice(
-    text: &str,
-    place: Range<usize>,
-    value: &str,
-) -> Result<RunConfig, (ron::error::SpannedError, String)> {
+/// A text with a value put in, and why it can't be read.
+struct Rejected {
+    error: ron::error::SpannedError,
+    text: String,
+}
+
+/// Reads `text` with the bytes `place` replaced by `value`.
+fn splice(text: &str, place: Range<usize>, value: &str) -> Result<RunConfig, Box<Rejected>> {
     let mut edited = text.to_string();
     edited.replace_range(place, value);
-    options().from_str(&edited).map_err(|error| (error, edited))
+    options().from_str(&edited).map_err(|error| {
+        Box::new(Rejected {
+            error,
+            text: edited,
+        })
+    })
 }
 
 /// Whether `value` is one whole RON value, so that it can't spill over its place.
@@ -136,13 +138,9 @@ fn is_one_value(value: &str) -> bool {
 
 /// Explains an error in a spliced text, placed in the argument: at the culprit when the value
 /// went in unchanged at `spliced_at`, else at the whole value.
-fn in_value(
-    error: &ron::error::SpannedError,
-    edited: &str,
-    value: Range<usize>,
-    spliced_at: Option<usize>,
-) -> Finding {
-    let mut finding = explain(error, edited, |place| variants(edited, place));
+fn in_value(rejected: &Rejected, value: Range<usize>, spliced_at: Option<usize>) -> Finding {
+    let Rejected { error, text } = rejected;
+    let mut finding = explain(error, text, |place| variants(text, place));
     let moved = spliced_at.and_then(|place| {
         let start = finding.at.start.checked_sub(place)?;
         let end = finding.at.end.checked_sub(place)?.max(start);
@@ -232,348 +230,4 @@ fn located(problems: Vec<String>, text: &str, overrides: &[String]) -> Vec<Strin
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SOUND: &str = r#"(
-    name: "a",
-    model: (source: Path("model"), dsa: (index_n_heads: 4, index_head_dim: 16, index_topk: 8)),
-    environments: [(family: sums)],
-    stages: [
-        sft(steps: 1, learning_rate: (peak: 1e-3)),
-        grpo(
-            steps: 5,
-            prompts_per_step: 4,
-            group_size: 8,
-            learning_rate: (peak: 1e-5, decay: cosine(floor: 0.1)),
-        ),
-    ],
-)
-"#;
-
-    /// The message for [`SOUND`] with `from` replaced by `to`.
-    fn message(from: &str, to: &str) -> String {
-        let text = SOUND.replace(from, to);
-        assert_ne!(text, SOUND, "nothing was replaced");
-        parse(&text, "bad.ron")
-            .expect_err("must be rejected")
-            .to_string()
-    }
-
-    fn override_message(argument: &str) -> String {
-        let config = parse(SOUND, "good.ron").expect("sound");
-        with_override(&config, argument)
-            .expect_err("must be rejected")
-            .to_string()
-    }
-
-    /// Message of [`load`] for a file with this text.
-    fn load_message(text: &str, overrides: &[&str]) -> String {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let path = folder.path().join("bad.ron");
-        std::fs::write(&path, text).expect("written");
-        let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
-        load(&path, &overrides)
-            .expect_err("must be rejected")
-            .to_string()
-    }
-
-    #[track_caller]
-    fn assert_says(message: &str, parts: &[&str]) {
-        for part in parts {
-            assert!(message.contains(part), "no {part:?} in:\n{message}");
-        }
-    }
-
-    #[test]
-    fn misspelt_key_is_located_and_corrected() {
-        assert_eq!(
-            message("group_size: 8", "grop_size: 8"),
-            "bad.ron:10:13: unknown key `grop_size` in `stages[1].grpo`
-    |
- 10 |             grop_size: 8,
-    |             ^^^^^^^^^ did you mean `group_size`?
-    = valid here: steps, prompts_per_step, group_size, mini_batches, learning_rate, \
-             clip_epsilon, kl_beta, off_policy_delta, keep_routing, keep_sampling_mask, \
-             train_indexer"
-        );
-    }
-
-    #[test]
-    fn misspelt_stage_and_family_list_the_valid_ones() {
-        assert_says(
-            &message("sft(", "sftt("),
-            &[
-                "bad.ron:6:9",
-                "`stages[0]` can't be `sftt`",
-                "did you mean `sft`?",
-                "indexer_warmup",
-            ],
-        );
-        assert_says(
-            &message("family: sums", "family: sum"),
-            &[
-                "bad.ron:4:29",
-                "environments[0].family",
-                "`sum`",
-                "did you mean `sums`?",
-                "countdown",
-            ],
-        );
-    }
-
-    #[test]
-    fn misspelt_key_of_a_decay_or_a_random_model_is_not_ignored() {
-        assert_says(
-            &message("floor: 0.1", "floor: 0.1, flor: 1"),
-            &[
-                "bad.ron:11:67",
-                "unknown key `flor`",
-                "did you mean `floor`?",
-            ],
-        );
-        assert_says(
-            &message("Path(\"model\")", "Random(vocab_sise: 3)"),
-            &[
-                "bad.ron:3:28",
-                "`vocab_sise` in `model.source.Random`",
-                "did you mean `vocab_size`?",
-            ],
-        );
-    }
-
-    #[test]
-    fn a_far_off_key_gets_no_suggestion() {
-        let message = message("name: \"a\",", "name: \"a\", zzzzzzzzzz: 1,");
-        assert_says(
-            &message,
-            &["unknown key `zzzzzzzzzz`", "valid here: name, seed"],
-        );
-        assert!(!message.contains("did you mean"), "{message}");
-    }
-
-    #[test]
-    fn wrong_types_name_key_position_and_what_is_wanted() {
-        for (from, to, parts) in [
-            (
-                "steps: 1",
-                "steps: ten",
-                [
-                    "bad.ron:6:20",
-                    "`stages[0].sft.steps`",
-                    "whole number, found `ten`",
-                ],
-            ),
-            (
-                "steps: 1",
-                "steps: 1.5",
-                [
-                    "bad.ron:6:20",
-                    "`stages[0].sft.steps`",
-                    "whole number, found `1.5`",
-                ],
-            ),
-            (
-                "steps: 1",
-                "steps: -1",
-                [
-                    "bad.ron:6:20",
-                    "`stages[0].sft.steps`",
-                    "must not be negative, found `-1`",
-                ],
-            ),
-            (
-                "peak: 1e-3",
-                "peak: \"high\"",
-                [
-                    "bad.ron:6:45",
-                    "`stages[0].sft.learning_rate.peak`",
-                    "a number, found `\"high\"`",
-                ],
-            ),
-            (
-                "(peak: 1e-3)",
-                "1e-3",
-                [
-                    "bad.ron:6:38",
-                    "`stages[0].sft.learning_rate`",
-                    "parentheses",
-                ],
-            ),
-            (
-                "name: \"a\"",
-                "name: a",
-                ["bad.ron:2:11", "`name`", "text in double quotes, found `a`"],
-            ),
-            (
-                "[(family: sums)]",
-                "(family: sums)",
-                ["bad.ron:4:19", "`environments`", "list in square brackets"],
-            ),
-            (
-                "family: sums",
-                "family: \"sums\"",
-                ["bad.ron:4:29", "`environments[0].family`", "sums, products"],
-            ),
-            (
-                "Path(\"model\")",
-                "\"model\"",
-                ["bad.ron:3:21", "`model.source`", "valid here: Path, Random"],
-            ),
-            (
-                "group_size: 8",
-                "group_size: 8, keep_routing: 1",
-                [
-                    "bad.ron:10:42",
-                    "`stages[1].grpo.keep_routing`",
-                    "true or false",
-                ],
-            ),
-        ] {
-            assert_says(&message(from, to), &parts);
-        }
-    }
-
-    #[test]
-    fn broken_syntax_is_located() {
-        assert_says(
-            &message("name: \"a\",", "name: \"a\""),
-            &["bad.ron:3:5", "comma is missing"],
-        );
-        assert_says(
-            &message("    ],\n)", "    ],\n"),
-            &["bad.ron:1:1:", "before this bracket is closed"],
-        );
-        assert_says(
-            &message("Path(\"model\")", "Path(\"model)"),
-            &["bad.ron:3:", "closing quote"],
-        );
-    }
-
-    #[test]
-    fn missing_and_repeated_keys_are_named() {
-        assert_says(
-            &message("sft(steps: 1, ", "sft("),
-            &["bad.ron:6:12", "key `steps` is missing in `stages[0].sft`"],
-        );
-        assert_says(
-            &message("name: \"a\",", "name: \"a\", name: \"b\","),
-            &["bad.ron:2:16", "key `name` is given twice"],
-        );
-    }
-
-    #[test]
-    fn written_out_config_parses_back_equal() {
-        let config = parse(SOUND, "good.ron").expect("sound");
-        let text = to_ron(&config);
-        assert_eq!(parse(&text, "resolved").expect("sound"), config);
-        assert!(text.contains("off_policy_delta: 0.1,"), "{text}");
-    }
-
-    #[test]
-    fn overrides_replace_values_of_every_type() {
-        let mut config = parse(SOUND, "good.ron").expect("sound");
-        for argument in [
-            "seed=7",
-            "stages[1].grpo.steps=9",
-            "sampling.temperature = 0.7",
-            "name=other",
-            "system_prompt=Be brief, please.",
-            "model.source.Path=models/b",
-            "model.upcycle=(experts: 4, top_k: 2)",
-            "model.upcycle.top_k=1",
-            "stages[1].grpo.off_policy_delta=None",
-            "stages[0].sft.learning_rate.decay=cosine(floor: 0.2)",
-            "optimizer.betas[1]=0.99",
-        ] {
-            config = with_override(&config, argument).unwrap_or_else(|error| panic!("{error}"));
-        }
-        let text = to_ron(&config);
-        for line in [
-            "seed: 7,",
-            "steps: 9,",
-            "temperature: 0.7,",
-            "name: \"other\",",
-            "system_prompt: \"Be brief, please.\",",
-            "source: Path(\"models/b\"),",
-            "top_k: 1,",
-            "off_policy_delta: None,",
-            "floor: 0.2,",
-            "betas: (0.9, 0.99),",
-        ] {
-            assert!(text.contains(line), "no {line} in:\n{text}");
-        }
-    }
-
-    #[test]
-    fn bad_override_is_quoted_with_the_nearest_key() {
-        assert_eq!(
-            override_message("sampling.temprature=0.5"),
-            "--set: unknown key `temprature` in `sampling`
-  |
-  | sampling.temprature=0.5
-  |          ^^^^^^^^^^ did you mean `temperature`?
-  = valid here: temperature, top_k, top_p, min_p, max_new_tokens"
-        );
-        assert_says(
-            &override_message("stages[1].grpo.steps=ten"),
-            &[
-                "--set: `stages[1].grpo.steps` must be a whole number, found `ten`",
-                "=ten",
-                "  |                      ^^^",
-            ],
-        );
-        assert_says(
-            &override_message("stages[2].grpo.steps=1"),
-            &["unknown key `[2]` in `stages`", "valid here: [0], [1]"],
-        );
-        assert_says(
-            &override_message("stages[0].grpo.steps=1"),
-            &["unknown key `grpo` in `stages[0]`", "valid here: sft"],
-        );
-        assert_says(
-            &override_message("model.upcycle.experts=4"),
-            &[
-                "`model.upcycle` is None",
-                "set it as a whole, model.upcycle=...",
-            ],
-        );
-        assert_says(
-            &override_message("model.upcycle=(experts: 4, topk: 2)"),
-            &[
-                "unknown key `topk` in `model.upcycle`",
-                "did you mean `top_k`?",
-            ],
-        );
-        assert_says(
-            &override_message("seed"),
-            &["`seed` is not of the form path=value"],
-        );
-        assert_says(
-            &override_message("seed=1, name: \"x\""),
-            &["`seed` must be a whole number"],
-        );
-    }
-
-    #[test]
-    fn contradictions_are_reported_all_at_once_with_their_lines() {
-        let text = SOUND
-            .replace("group_size: 8", "group_size: 1")
-            .replace("peak: 1e-3", "peak: -1e-3");
-        assert_says(
-            &load_message(&text, &["sampling.top_p=1.5"]),
-            &[
-                "bad.ron: 3 problems",
-                "\n  - --set sampling.top_p=1.5: sampling.top_p is 1.5",
-                "\n  - line 6: stages[0].sft.learning_rate.peak is -0.001; it must be above 0",
-                "\n  - line 10: stages[1].grpo.group_size is 1;",
-            ],
-        );
-    }
-
-    #[test]
-    fn missing_file_is_named() {
-        let error = load(Path::new("no/such.ron"), &[]).expect_err("no such file");
-        assert_eq!(error.to_string(), "can't read config no/such.ron");
-    }
-}
+mod tests;

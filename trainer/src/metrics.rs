@@ -158,10 +158,13 @@ pub struct StepSecs {
 
 impl StepMetrics {
     /// One line for people, within 100 columns: stage and step, then the figures that matter most
-    /// for the stage, in the same columns from step to step.
+    /// for the stage, in the same columns from step to step. Step 0 stands for the time before any.
     pub fn summary(&self, stage_steps: usize) -> String {
         let width = stage_steps.to_string().len();
-        let mut line = format!("{} {:>width$}/{stage_steps}", self.stage, self.step);
+        let mut line = match self.step {
+            0 => self.stage.clone(),
+            step => format!("{} {step:>width$}/{stage_steps}", self.stage),
+        };
         let mut add = |label: &str, value: Option<f64>, decimals: usize| {
             if let Some(value) = value {
                 line.push_str(&format!("  {label} {value:.decimals$}"));

@@ -12,13 +12,14 @@ use model::Transformer;
 
 use crate::checkpoint::{Checkpoints, Contents};
 use crate::config::{RunConfig, StageConfig};
-use crate::config_file;
+use crate::config_file::ConfigError;
 use crate::error::TrainerError;
 use crate::evaluation::evaluate;
 use crate::metrics::{MetricsWriter, StepMetrics, StepSecs};
 use crate::optimizer::AdamW;
 use crate::policy;
-use crate::run_folder::RunFolder;
+use crate::resume_check;
+use crate::run_folder::{RunFolder, RunFolderError};
 use crate::session::Session;
 use crate::stages;
 
@@ -67,6 +68,7 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     /// Loads the starting policy, or the newest intact checkpoint where there is one.
     fn open(config: &'a RunConfig, folder: &'a RunFolder) -> Result<Run<'a>, TrainerError> {
+        let config_hash = resume_check::fingerprint(config);
         let mut checkpoints = Checkpoints::new(&folder.checkpoints_path(), config.checkpoints.keep);
         let latest = checkpoints.latest()?;
         let mut session = Session::new(config, folder)?;
@@ -78,6 +80,10 @@ impl<'a> Run<'a> {
                     tracing::warn!("checkpoint not used: {problem}");
                 }
                 let checkpoint = &latest.checkpoint;
+                if checkpoint.config_hash != config_hash {
+                    let path = folder.config_path();
+                    return Err(RunFolderError::from(ConfigError::Edited { path }).into());
+                }
                 let start = Instant::now();
                 checkpoint.load_weights(&named(&session.policy))?;
                 session.policy.publish();
@@ -103,7 +109,6 @@ impl<'a> Run<'a> {
             Some(_) => MetricsWriter::resume(&path, session.state.global_step),
         }
         .map_err(|source| TrainerError::Io { path: path.clone(), source })?;
-        let config_hash = blake3::hash(config_file::to_ron(config).as_bytes()).to_hex().to_string();
         let is_fresh = latest.is_none();
         let mut run = Run { session, metrics, checkpoints, reference, config_hash };
         if is_fresh {

@@ -35,10 +35,21 @@ pub struct SolvedPrompt {
 impl<'a> PromptSource<'a> {
     /// The prompts of a run.
     pub fn new(config: &'a RunConfig, tokenizer: &'a Tokenizer) -> PromptSource<'a> {
+        let system_prompt = config.system_prompt.as_deref();
+        PromptSource::of(&config.environments, system_prompt, config.seed, tokenizer)
+    }
+
+    /// The prompts of a run with these settings; `environments` must not be empty.
+    pub fn of(
+        environments: &'a [EnvironmentConfig],
+        system_prompt: Option<&'a str>,
+        seed: u64,
+        tokenizer: &'a Tokenizer,
+    ) -> PromptSource<'a> {
         PromptSource {
-            environments: &config.environments,
-            system_prompt: config.system_prompt.as_deref(),
-            seed: config.seed,
+            environments,
+            system_prompt,
+            seed,
             tokenizer,
         }
     }

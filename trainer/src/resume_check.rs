@@ -40,6 +40,20 @@ pub fn check_resumable(saved: &RunConfig, edited: &RunConfig) -> Result<(), Conf
     }
 }
 
+/// A hash that stays the same under every change that [`check_resumable`] allows, and under no
+/// other: stored with a checkpoint, it tells whether `config.ron` was edited by hand since.
+pub fn fingerprint(config: &RunConfig) -> String {
+    let extensible = extended_steps(config, config);
+    let mut hasher = blake3::Hasher::new();
+    for (key, value) in leaves(config) {
+        let is_free = FREE_SECTIONS.iter().any(|section| key.starts_with(section));
+        if !is_free && extensible.as_ref() != Some(&key) {
+            hasher.update(format!("{key}={value}\n").as_bytes());
+        }
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
 /// Path of the last stage's `steps`, where raising it leaves the earlier steps as they were.
 fn extended_steps(saved: &RunConfig, edited: &RunConfig) -> Option<String> {
     let index = saved.stages.len().checked_sub(1)?;
@@ -139,6 +153,18 @@ mod tests {
         begun = config_file::with_override(&begun, cosine).expect("sound");
         let longer = config_file::with_override(&begun, "stages[1].grpo.steps=9").expect("sound");
         assert!(check_resumable(&begun, &longer).is_err());
+    }
+
+    #[test]
+    fn fingerprint_changes_with_what_may_not_change() {
+        let of = |argument: &str| {
+            fingerprint(&config_file::with_override(&saved(), argument).expect("sound"))
+        };
+        let before = fingerprint(&saved());
+        assert_eq!(of("checkpoints.every=3"), before);
+        assert_eq!(of("stages[1].grpo.steps=50"), before);
+        assert_ne!(of("stages[0].sft.steps=2"), before);
+        assert_ne!(of("seed=1"), before);
     }
 
     #[test]

@@ -120,6 +120,18 @@ impl RunLayout {
         self.config_path().is_file()
     }
 
+    /// The process that works here now, `process 123, for 5 min`; `None` when there is none.
+    pub fn holder(&self) -> Option<String> {
+        let mut file = File::open(self.root.join("lock")).ok()?;
+        match fs4::FileExt::try_lock_shared(&file) {
+            Err(fs4::TryLockError::WouldBlock) => {}
+            _ => return None,
+        }
+        let mut text = String::new();
+        file.read_to_string(&mut text).ok()?;
+        Some(holder(&text))
+    }
+
     /// The run's configuration.
     ///
     /// # Errors
@@ -331,7 +343,9 @@ mod tests {
         let text = error.to_string();
         let holder = format!("is in use by process {}, for ", std::process::id());
         assert!(text.contains(&holder), "{text}");
+        assert!(RunLayout::new(dir.path()).holder().is_some());
         drop(folder);
+        assert_eq!(RunLayout::new(dir.path()).holder(), None);
         RunFolder::open(dir.path()).expect("free again");
     }
 

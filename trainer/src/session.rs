@@ -37,6 +37,18 @@ pub struct Session<'a> {
     corpus: Option<(Vec<String>, Corpus)>,
 }
 
+/// Attention of a run's policy in stage `stage` outside the warm-up: dense until an attached indexer
+/// has been trained, sparse from the first `sparse_training` stage on, and sparse throughout for a
+/// policy that came with its indexer.
+pub fn attention_at(config: &RunConfig, stage: usize) -> Attention {
+    let trains_sparse = |stage: &StageConfig| matches!(stage, StageConfig::SparseTraining(_));
+    match config.stages.iter().position(trains_sparse) {
+        Some(first) if stage < first => Attention::Dense,
+        None if config.model.dsa.is_some() => Attention::Dense,
+        _ => Attention::Sparse,
+    }
+}
+
 /// Groups sampled, with what it took.
 pub struct Rollout {
     /// Graded groups.
@@ -94,17 +106,9 @@ impl<'a> Session<'a> {
         self.config.stages.get(self.state.stage)
     }
 
-    /// Attention of the main model outside the warm-up: dense until an attached indexer has been
-    /// trained, sparse from the first `sparse_training` stage on, and sparse throughout for a policy
-    /// that came with its indexer.
+    /// Attention of the main model outside the warm-up.
     pub fn attention(&self) -> Attention {
-        let trains_sparse = |stage: &StageConfig| matches!(stage, StageConfig::SparseTraining(_));
-        let first = self.config.stages.iter().position(trains_sparse);
-        match first {
-            Some(first) if self.state.stage < first => Attention::Dense,
-            None if self.config.model.dsa.is_some() => Attention::Dense,
-            _ => Attention::Sparse,
-        }
+        attention_at(self.config, self.state.stage)
     }
 
     /// Lets gradients reach the language model, the indexer, or both.

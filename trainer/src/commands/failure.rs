@@ -73,7 +73,7 @@ impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Failure {
         let hint = match &error {
             ConfigError::Read { .. } => Some("the configurations of this project lie in configs/"),
-            ConfigError::NotResumable { .. } => Some(
+            ConfigError::NotResumable { .. } | ConfigError::Edited { .. } => Some(
                 "checkpoints.*, evaluation.* and a larger number of steps in the last stage may \
                  change; for all else start a new run",
             ),

@@ -8,9 +8,10 @@ mod failure;
 mod generate;
 mod import;
 mod logging;
+mod model_arguments;
 mod output;
 mod plan;
-mod policy_arguments;
+
 mod resume;
 mod score;
 mod status;

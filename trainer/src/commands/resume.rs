@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use super::{Failure, train};
+use crate::checkpoint::Checkpoints;
+use crate::config::RunConfig;
 use crate::config_file::{self, ConfigError};
+use crate::error::TrainerError;
 use crate::resume_check::check_resumable;
 use crate::run_folder::RunFolder;
 
@@ -11,7 +14,8 @@ use crate::run_folder::RunFolder;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 The run continues bit for bit as if it had not been interrupted. --set may change checkpoints.*,
-evaluation.* and raise the `steps` of the last stage while its learning rate is constant.")]
+evaluation.* and raise the `steps` of the last stage, unless it is over or its learning rate
+decays.")]
 pub struct Args {
     /// Run folder, such as runs/quickstart
     run: PathBuf,
@@ -28,13 +32,34 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     for argument in &args.overrides {
         config = config_file::with_override(&config, argument)?;
     }
-    config.validate().map_err(|problems| ConfigError::Problems {
-        origin: "--set".to_string(),
-        problems,
-    })?;
+    config
+        .validate()
+        .map_err(|problems| ConfigError::Problems {
+            origin: "--set".to_string(),
+            problems,
+        })?;
     check_resumable(&saved, &config)?;
+    if config.stages != saved.stages {
+        check_not_complete(&folder, &saved)?;
+    }
     if config != saved {
         folder.write_config(&config)?;
     }
     train::work(&config, &folder)
+}
+
+/// The last stage can be made longer only before it ends: its optimizer is not kept beyond.
+fn check_not_complete(folder: &RunFolder, config: &RunConfig) -> Result<(), Failure> {
+    let latest = Checkpoints::new(&folder.checkpoints_path(), config.checkpoints.keep)
+        .latest()
+        .map_err(TrainerError::from)?;
+    match latest {
+        Some(latest) if latest.checkpoint.state.stage >= config.stages.len() => {
+            let path = folder.model_path();
+            let hint = format!("start a new run with model.source Path({path:?})");
+            let problem = "the run is complete; its last stage can't be made longer any more";
+            Err(Failure::usage(problem).hint(hint))
+        }
+        _ => Ok(()),
+    }
 }

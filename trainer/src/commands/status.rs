@@ -35,7 +35,11 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         .iter()
         .map(|stage| (stage.name(), stage.steps()))
         .collect();
-    let mut text = format!("run {} in {}\n", config.name, args.run.display());
+    let state = match layout.holder() {
+        Some(process) => format!("running: {process}"),
+        None => "not running".to_string(),
+    };
+    let mut text = format!("run {} in {}, {state}\n", config.name, args.run.display());
     text.push_str(&report(&stages, &steps));
     let _ = writeln!(text, "\ncheckpoints: {}", checkpoints(&layout));
     output::print_line(text.trim_end()).map(|_| ())
@@ -76,17 +80,15 @@ fn report(stages: &[(&str, usize)], steps: &[StepMetrics]) -> String {
         let total = stages.get(last.stage_index).map_or(0, |stage| stage.1);
         let _ = writeln!(text, "\nlast step: {}", last.summary(total));
     }
-    let figures: [(&str, fn(&StepMetrics) -> Option<f64>); 2] = [
-        ("reward", |step| step.reward_mean),
-        ("held-out pass rate", |step| step.held_out_pass_rate),
-    ];
-    for (name, figure) in figures {
+    let mut curve = |name: &str, figure: fn(&StepMetrics) -> Option<f64>| {
         let values: Vec<f64> = steps.iter().filter_map(figure).collect();
         if let (Some(first), Some(last)) = (values.first(), values.last()) {
             let line = sparkline(&values);
             let _ = writeln!(text, "\n{name}: {first:.3} -> {last:.3}\n  {line}");
         }
-    }
+    };
+    curve("reward", |step| step.reward_mean);
+    curve("held-out pass rate", |step| step.held_out_pass_rate);
     text
 }
 

@@ -36,7 +36,9 @@ pub fn on_signal() -> Result<&'static AtomicBool, Failure> {
                 if STOP.swap(true, Ordering::SeqCst) {
                     std::process::exit(EXIT_INTERRUPTED);
                 }
-                tracing::info!("asked to stop: finishing this step and saving; again to quit at once");
+                tracing::info!(
+                    "asked to stop: finishing this step and saving; again to quit at once"
+                );
             }
         });
     });

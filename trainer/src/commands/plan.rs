@@ -1,0 +1,150 @@
+//! `baleen train --dry-run`: the configuration written out, and what it amounts to.
+//!
+//! The output is itself a configuration; what is said about it stands in comments at its end.
+//! Memory is an estimate of the large parts: weights, their optimizer state, the reference policy,
+//! the key/value cache and the activations of one micro-batch.
+
+use std::fmt::Write;
+
+use kernels::tch::Kind;
+use model::{KvCache, ModelConfig};
+
+use super::{Failure, output};
+use crate::config::{RunConfig, StageConfig};
+use crate::config_file;
+use crate::policy;
+
+/// Room assumed for a prompt, in tokens, where its cache is estimated.
+const PROMPT_TOKENS: usize = 128;
+
+/// Prints configuration and plan.
+pub fn print(config: &RunConfig) -> Result<(), Failure> {
+    let device = kernels::runtime::start(config.threads).device;
+    let kind = policy::compute_kind(config.compute, device);
+    let parts = policy::open(&config.model, config.seed)?;
+    let text = config_file::to_ron(config) + &describe(config, &parts.config, kind);
+    output::print_line(text.trim_end()).map(|_| ())
+}
+
+fn describe(config: &RunConfig, shape: &ModelConfig, kind: Kind) -> String {
+    let mut text = String::from("// What would be run:\n");
+    let dtype = if kind == Kind::Float { "f32" } else { "bf16" };
+    let _ = writeln!(
+        text,
+        "//   policy: {:.1} M parameters, {} layers, computing in {dtype}",
+        shape.num_parameters() as f64 / 1e6,
+        shape.num_hidden_layers
+    );
+    for (index, stage) in config.stages.iter().enumerate() {
+        let _ = write!(
+            text,
+            "//   stage {index}: {}, {} steps",
+            stage.name(),
+            stage.steps()
+        );
+        let _ = match stage {
+            StageConfig::IndexerWarmup(stage)
+            | StageConfig::SparseTraining(stage)
+            | StageConfig::Sft(stage) => {
+                writeln!(text, " of {} documents", stage.documents_per_step)
+            }
+            StageConfig::Grpo(stage) => writeln!(
+                text,
+                " of {} prompts x {} samples in {} mini-batches",
+                stage.prompts_per_step, stage.group_size, stage.mini_batches
+            ),
+        };
+    }
+    let _ = writeln!(
+        text,
+        "//   memory: about {:.1} GB",
+        memory_bytes(config, shape, kind) as f64 / 1e9
+    );
+    text
+}
+
+/// Bytes of the large parts at the most demanding stage.
+fn memory_bytes(config: &RunConfig, shape: &ModelConfig, kind: Kind) -> usize {
+    // f32 master weights, and a copy where computation runs in another type.
+    let weight = match kind {
+        Kind::Float => 4,
+        other => 4 + other.elt_size_in_bytes(),
+    };
+    // Gradient and the optimizer's two moments, all f32.
+    let trained = 4 + 8;
+    let has_reference = config
+        .stages
+        .iter()
+        .any(|stage| matches!(stage, StageConfig::Grpo(grpo) if grpo.kl_beta > 0.0));
+    let policies = if has_reference { 2 } else { 1 };
+    let weights = shape.num_parameters() * (weight * policies + trained);
+    let capacity = PROMPT_TOKENS + config.sampling.max_new_tokens;
+    let cache = config.max_batch_sequences * KvCache::slot_bytes(shape, capacity, kind);
+    weights + cache + activation_bytes(config, shape, kind)
+}
+
+/// Activations kept for backward: the inputs of each layer's products, and f32 logits with their
+/// gradient.
+fn activation_bytes(config: &RunConfig, shape: &ModelConfig, kind: Kind) -> usize {
+    let active = shape.moe.as_ref().map_or(1, |moe| moe.num_experts_per_tok);
+    let heads = 2 * shape.num_attention_heads + 2 * shape.num_key_value_heads;
+    let row = match config.activation_checkpointing {
+        true => shape.hidden_size,
+        false => {
+            4 * shape.hidden_size + heads * shape.head_dim + 4 * active * shape.intermediate_size
+        }
+    };
+    let layers = shape.num_hidden_layers * row * kind.elt_size_in_bytes();
+    config.micro_batch_tokens * (layers + 2 * 4 * shape.vocab_size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> RunConfig {
+        let text = r#"(
+            name: "a",
+            model: (source: Random(
+                vocab_size: 100, hidden_size: 8, intermediate_size: 16, num_hidden_layers: 1,
+                num_attention_heads: 2, num_key_value_heads: 1, head_dim: 4, rms_norm_eps: 1e-5,
+                rope_theta: 1e4, max_position_embeddings: 64, tie_word_embeddings: true,
+                eos_token_ids: [2],
+            )),
+            environments: [(family: sums)],
+            max_batch_sequences: 1,
+            micro_batch_tokens: 1,
+            activation_checkpointing: true,
+            stages: [grpo(
+                steps: 5, prompts_per_step: 4, group_size: 8, learning_rate: (peak: 1e-5),
+            )],
+        )"#;
+        config_file::parse(text, "test").unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    #[test]
+    fn memory_counts_policy_reference_optimizer_cache_and_activations() {
+        let config = config();
+        let parts = policy::open(&config.model, 0).expect("a random model");
+        // Attention 8*4*(4 + 2) = 192, feed-forward 3*8*16 = 384, norms 16 + 8, embedding 800.
+        assert_eq!(parts.config.num_parameters(), 1400);
+        // Weights 1400 (4*2 + 12), cache (128 + 24) rows of 8 f32, one token of 8 f32 + 200 f32.
+        let expected = 1400 * 20 + 152 * 8 * 4 + (8 + 200) * 4;
+        assert_eq!(memory_bytes(&config, &parts.config, Kind::Float), expected);
+    }
+
+    #[test]
+    fn the_plan_leaves_the_configuration_readable() {
+        let config = config();
+        let parts = policy::open(&config.model, 0).expect("a random model");
+        let text = config_file::to_ron(&config) + &describe(&config, &parts.config, Kind::Float);
+        assert!(
+            text.contains("//   stage 0: grpo, 5 steps of 4 prompts x 8 samples"),
+            "{text}"
+        );
+        assert_eq!(
+            config_file::parse(&text, "plan").expect("still RON"),
+            config
+        );
+    }
+}
