@@ -93,14 +93,17 @@ impl ModelConfig {
                 found.push(format!("{name} is 0; it must be at least 1"));
             }
         }
-        if self.num_key_value_heads > 0 && self.num_attention_heads % self.num_key_value_heads != 0
+        if self.num_key_value_heads > 0
+            && !self
+                .num_attention_heads
+                .is_multiple_of(self.num_key_value_heads)
         {
             found.push(format!(
                 "num_key_value_heads ({}) does not divide num_attention_heads ({})",
                 self.num_key_value_heads, self.num_attention_heads
             ));
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             found.push(format!(
                 "head_dim ({}) is odd; RoPE rotates pairs",
                 self.head_dim

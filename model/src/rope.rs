@@ -54,9 +54,9 @@ mod tests {
                 .view([4]),
         )
         .expect("four values");
-        for (value, expected) in y
-            .iter()
-            .zip([-1.41335249, 0.72859216, -2.82885742, 4.41238642])
+        for (value, expected) in
+            y.iter()
+                .zip([-1.413_352_5, 0.728_592_16, -2.828_857_4, 4.412_386_4])
         {
             assert!((value - expected).abs() < 1e-5, "{y:?}");
         }

@@ -26,7 +26,7 @@ impl RoutingTrace {
     /// Rows (forwarded tokens) recorded.
     pub fn num_tokens(&self) -> usize {
         let row = self.num_layers * self.top_k;
-        if row == 0 { 0 } else { self.ids.len() / row }
+        self.ids.len().checked_div(row).unwrap_or(0)
     }
 }
 

@@ -148,9 +148,9 @@ impl StageConfig {
     /// Steps of the stage.
     pub fn steps(&self) -> usize {
         match self {
-            StageConfig::IndexerWarmup(stage) | StageConfig::SparseTraining(stage) | StageConfig::Sft(stage) => {
-                stage.steps
-            }
+            StageConfig::IndexerWarmup(stage)
+            | StageConfig::SparseTraining(stage)
+            | StageConfig::Sft(stage) => stage.steps,
             StageConfig::Grpo(stage) => stage.steps,
         }
     }

@@ -54,6 +54,8 @@ pub enum TrainerError {
         problem: String,
     },
     /// The policy has no token that ends a completion.
-    #[error("the policy's config.json names no eos_token_id, so no completion could ever end; add one")]
+    #[error(
+        "the policy's config.json names no eos_token_id, so no completion could ever end; add one"
+    )]
     NoStopToken,
 }

@@ -30,8 +30,16 @@ pub fn evaluate(session: &Session) -> Result<Evaluation, TrainerError> {
         ..SamplingConfig::default()
     };
     let rollout = session.sample("evaluation", prompts, 1, &sampling)?;
-    let rewards = rollout.groups.iter().flat_map(|group| &group.samples).filter_map(|sample| sample.verdict.reward());
-    let (passed, graded) =
-        rewards.fold((0usize, 0usize), |(passed, graded), reward| (passed + usize::from(reward >= 1.0), graded + 1));
-    Ok(Evaluation { pass_rate: passed as f64 / graded.max(1) as f64, secs: rollout.secs })
+    let rewards = rollout
+        .groups
+        .iter()
+        .flat_map(|group| &group.samples)
+        .filter_map(|sample| sample.verdict.reward());
+    let (passed, graded) = rewards.fold((0usize, 0usize), |(passed, graded), reward| {
+        (passed + usize::from(reward >= 1.0), graded + 1)
+    });
+    Ok(Evaluation {
+        pass_rate: passed as f64 / graded.max(1) as f64,
+        secs: rollout.secs,
+    })
 }

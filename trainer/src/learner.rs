@@ -56,7 +56,10 @@ pub fn text_step(
     let batches = batch::pack_text(documents, config.micro_batch_tokens, policy.device())?;
     let num_tokens: i64 = batches.iter().map(|batch| batch.input.num_tokens()).sum();
     let num_layers = policy.config().num_hidden_layers as f64;
-    let mut step = TextStep { num_tokens: num_tokens as usize, ..TextStep::default() };
+    let mut step = TextStep {
+        num_tokens: num_tokens as usize,
+        ..TextStep::default()
+    };
     for batch in &batches {
         let options = ForwardOptions {
             attention: objective.attention,
@@ -67,8 +70,13 @@ pub fn text_step(
         let output = policy.forward_packed(&batch.input, &options);
         let mut losses = Vec::new();
         if objective.language_loss {
-            let logprobs =
-                policy.token_logprobs(&output.hidden, &batch.target_rows, &batch.targets, 1.0, None);
+            let logprobs = policy.token_logprobs(
+                &output.hidden,
+                &batch.target_rows,
+                &batch.targets,
+                1.0,
+                None,
+            );
             let loss = sft_loss(&logprobs, &batch.token_weights);
             *step.loss.get_or_insert(0.0) += loss.double_value(&[]);
             losses.push(loss.to_kind(Kind::Float));
@@ -143,7 +151,9 @@ impl GrpoLearner<'_> {
     ) -> Result<GrpoStep, TrainerError> {
         let mut step = GrpoStep::default();
         let per_mini_batch = groups.len().div_ceil(self.stage.mini_batches);
-        let mini_batches = groups.chunks(per_mini_batch).zip(advantages.chunks(per_mini_batch));
+        let mini_batches = groups
+            .chunks(per_mini_batch)
+            .zip(advantages.chunks(per_mini_batch));
         for (index, (groups, advantages)) in mini_batches.enumerate() {
             let batches = batch::pack(groups, advantages, &self.pack_options())?;
             if batches.is_empty() {
@@ -161,13 +171,20 @@ impl GrpoLearner<'_> {
         let taken = step.optimizer_steps.max(1) as f64;
         step.loss /= taken;
         step.key_share /= step.num_tokens.max(1) as f64;
-        step.routing_agreement_free = step.routing_agreement_free.map(|sum| sum / step.num_tokens.max(1) as f64);
+        step.routing_agreement_free = step
+            .routing_agreement_free
+            .map(|sum| sum / step.num_tokens.max(1) as f64);
         step.indexer_kl = step.indexer_kl.map(|sum| sum / taken);
         Ok(step)
     }
 
     fn pack_options(&self) -> PackOptions {
-        let moe = self.policy.config().moe.as_ref().filter(|_| self.stage.keep_routing);
+        let moe = self
+            .policy
+            .config()
+            .moe
+            .as_ref()
+            .filter(|_| self.stage.keep_routing);
         PackOptions {
             micro_batch_tokens: self.config.micro_batch_tokens,
             keep_routing: moe.map(|moe| RoutingShape {
@@ -190,12 +207,17 @@ impl GrpoLearner<'_> {
         step: &mut GrpoStep,
     ) -> Result<(), TrainerError> {
         let start = std::time::Instant::now();
-        let ref_logprobs =
-            self.reference.map(|reference| tch::no_grad(|| self.logprobs(reference, batch, Routing::Free, false).0));
+        let ref_logprobs = self.reference.map(|reference| {
+            tch::no_grad(|| self.logprobs(reference, batch, Routing::Free, false).0)
+        });
         step.reference_secs += start.elapsed().as_secs_f64();
 
-        let routing = batch.routing.as_ref().map_or(Routing::Free, |ids| Routing::Replay(ids.shallow_clone()));
-        let (logprobs, output) = self.logprobs(self.policy, batch, routing, self.stage.train_indexer);
+        let routing = batch
+            .routing
+            .as_ref()
+            .map_or(Routing::Free, |ids| Routing::Replay(ids.shallow_clone()));
+        let (logprobs, output) =
+            self.logprobs(self.policy, batch, routing, self.stage.train_indexer);
         let loss = grpo_loss(
             &GrpoLossInput {
                 logprobs: &logprobs,
@@ -219,7 +241,8 @@ impl GrpoLearner<'_> {
             let (first_tokens, count) = (step.stats.tokens as f64, gap.numel() as f64);
             // A running mean: `tokens` already counts this micro-batch.
             step.logprob_gap_mean +=
-                (gap.mean(Kind::Double).double_value(&[]) - step.logprob_gap_mean) * count / first_tokens;
+                (gap.mean(Kind::Double).double_value(&[]) - step.logprob_gap_mean) * count
+                    / first_tokens;
             step.logprob_gap_max = step.logprob_gap_max.max(gap.max().double_value(&[]));
         }
         let batch_tokens = batch.input.num_tokens() as f64;

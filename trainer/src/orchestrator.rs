@@ -39,7 +39,11 @@ pub enum Outcome {
 ///
 /// # Errors
 /// Whatever stops the run; the checkpoints written so far stay.
-pub fn run(config: &RunConfig, folder: &RunFolder, stop: &AtomicBool) -> Result<Outcome, TrainerError> {
+pub fn run(
+    config: &RunConfig,
+    folder: &RunFolder,
+    stop: &AtomicBool,
+) -> Result<Outcome, TrainerError> {
     let mut run = Run::open(config, folder)?;
     while let Some(stage) = run.session.stage() {
         stages::prepare(&mut run.session, stage);
@@ -48,7 +52,10 @@ pub fn run(config: &RunConfig, folder: &RunFolder, stop: &AtomicBool) -> Result<
         }
         run.step(stage, stop)?;
         if stop.load(Ordering::SeqCst) {
-            tracing::info!("stopped on request; continue with: baleen resume {}", folder.root().display());
+            tracing::info!(
+                "stopped on request; continue with: baleen resume {}",
+                folder.root().display()
+            );
             return Ok(Outcome::Stopped);
         }
     }
@@ -88,7 +95,9 @@ impl<'a> Run<'a> {
                 checkpoint.load_weights(&named(&session.policy))?;
                 session.policy.publish();
                 session.state = checkpoint.state.clone();
-                session.optimizer.load_state(checkpoint.optimizer_state()?, &session.policy.parameters())?;
+                session
+                    .optimizer
+                    .load_state(checkpoint.optimizer_state()?, &session.policy.parameters())?;
                 if checkpoint.reference.is_some() {
                     let frozen = reference_policy(&session)?;
                     checkpoint.load_reference(&named(&frozen))?;
@@ -108,9 +117,18 @@ impl<'a> Run<'a> {
             None => MetricsWriter::create(&path),
             Some(_) => MetricsWriter::resume(&path, session.state.global_step),
         }
-        .map_err(|source| TrainerError::Io { path: path.clone(), source })?;
+        .map_err(|source| TrainerError::Io {
+            path: path.clone(),
+            source,
+        })?;
         let is_fresh = latest.is_none();
-        let mut run = Run { session, metrics, checkpoints, reference, config_hash };
+        let mut run = Run {
+            session,
+            metrics,
+            checkpoints,
+            reference,
+            config_hash,
+        };
         if is_fresh {
             run.evaluate_start()?;
         }
@@ -119,7 +137,10 @@ impl<'a> Run<'a> {
 
     /// The starting policy's figures: step 0 of `metrics.jsonl`.
     fn evaluate_start(&mut self) -> Result<(), TrainerError> {
-        let mut metrics = StepMetrics { stage: "start".to_string(), ..StepMetrics::default() };
+        let mut metrics = StepMetrics {
+            stage: "start".to_string(),
+            ..StepMetrics::default()
+        };
         self.evaluate_into(&mut metrics)?;
         self.write(&metrics, 0)
     }
@@ -141,8 +162,10 @@ impl<'a> Run<'a> {
                 }
             });
             frozen.publish();
-            self.reference =
-                Some(self.checkpoints.save_reference(session.state.stage, &owned(&session.policy))?);
+            self.reference = Some(
+                self.checkpoints
+                    .save_reference(session.state.stage, &owned(&session.policy))?,
+            );
             session.reference = Some(frozen);
         }
         Ok(())
@@ -166,7 +189,7 @@ impl<'a> Run<'a> {
         }
         let every = self.session.config.checkpoints.every;
         let state = &mut self.session.state;
-        let is_due = every > 0 && state.step_in_stage % every == 0;
+        let is_due = every > 0 && state.step_in_stage.is_multiple_of(every);
         if is_last {
             state.stage += 1;
             state.step_in_stage = 0;
@@ -187,7 +210,7 @@ impl<'a> Run<'a> {
             // The policy itself does not change.
             StageConfig::IndexerWarmup(_) => false,
             StageConfig::SparseTraining(_) | StageConfig::Sft(_) => is_last,
-            StageConfig::Grpo(_) => is_last || (every > 0 && step % every == 0),
+            StageConfig::Grpo(_) => is_last || (every > 0 && step.is_multiple_of(every)),
         }
     }
 
@@ -195,14 +218,19 @@ impl<'a> Run<'a> {
         if self.session.config.evaluation.prompts > 0 {
             let evaluation = evaluate(&self.session)?;
             metrics.held_out_pass_rate = Some(evaluation.pass_rate);
-            metrics.secs = StepSecs { evaluation: Some(evaluation.secs), ..metrics.secs };
+            metrics.secs = StepSecs {
+                evaluation: Some(evaluation.secs),
+                ..metrics.secs
+            };
         }
         Ok(())
     }
 
     fn write(&mut self, metrics: &StepMetrics, stage_steps: usize) -> Result<(), TrainerError> {
         let path = self.session.folder.metrics_path();
-        self.metrics.write(metrics).map_err(|source| TrainerError::Io { path, source })?;
+        self.metrics
+            .write(metrics)
+            .map_err(|source| TrainerError::Io { path, source })?;
         tracing::info!("{}", metrics.summary(stage_steps));
         Ok(())
     }
@@ -221,7 +249,11 @@ impl<'a> Run<'a> {
             config_hash: &self.config_hash,
             reference: self.reference.as_deref().filter(|_| !stage_is_over),
         })?;
-        tracing::info!("checkpoint {} saved in {:.1} s", path.display(), start.elapsed().as_secs_f64());
+        tracing::info!(
+            "checkpoint {} saved in {:.1} s",
+            path.display(),
+            start.elapsed().as_secs_f64()
+        );
         Ok(())
     }
 
@@ -253,9 +285,17 @@ fn reference_policy(session: &Session) -> Result<Transformer, TrainerError> {
 }
 
 fn named(policy: &Transformer) -> Vec<(&str, &Tensor)> {
-    policy.parameters().into_iter().map(|parameter| (parameter.name.as_str(), &parameter.master)).collect()
+    policy
+        .parameters()
+        .into_iter()
+        .map(|parameter| (parameter.name.as_str(), &parameter.master))
+        .collect()
 }
 
 fn owned(policy: &Transformer) -> Vec<(String, Tensor)> {
-    policy.parameters().into_iter().map(|parameter| (parameter.name.clone(), parameter.master.detach())).collect()
+    policy
+        .parameters()
+        .into_iter()
+        .map(|parameter| (parameter.name.clone(), parameter.master.detach()))
+        .collect()
 }

@@ -27,9 +27,11 @@ pub struct PolicyParts {
 pub fn open(policy: &PolicyConfig, seed: u64) -> Result<PolicyParts, TrainerError> {
     let (mut config, mut source, tokenizer): (_, Box<dyn WeightSource>, _) = match &policy.source {
         PolicySource::Path(path) => model::checkpoint::open(Path::new(path))?,
-        PolicySource::Random(config) => {
-            (config.clone(), Box::new(RandomSource::new(config, seed)), Tokenizer::byte_level())
-        }
+        PolicySource::Random(config) => (
+            config.clone(),
+            Box::new(RandomSource::new(config, seed)),
+            Tokenizer::byte_level(),
+        ),
     };
     if let Some(upcycle) = &policy.upcycle {
         config = upcycle_config(&config, upcycle.experts, upcycle.top_k)?;
@@ -39,14 +41,22 @@ pub fn open(policy: &PolicyConfig, seed: u64) -> Result<PolicyParts, TrainerErro
         config = indexer_config(&config, dsa.clone())?;
         source = Box::new(IndexerSource::new(source, seed));
     }
-    Ok(PolicyParts { config, source, tokenizer })
+    Ok(PolicyParts {
+        config,
+        source,
+        tokenizer,
+    })
 }
 
 /// Reads every tensor.
 ///
 /// # Errors
 /// A tensor that is missing or of another shape.
-pub fn load(mut parts: PolicyParts, kind: Kind, device: Device) -> Result<(Transformer, Tokenizer), TrainerError> {
+pub fn load(
+    mut parts: PolicyParts,
+    kind: Kind,
+    device: Device,
+) -> Result<(Transformer, Tokenizer), TrainerError> {
     let policy = Transformer::load(&parts.config, parts.source.as_mut(), kind, device)?;
     Ok((policy, parts.tokenizer))
 }

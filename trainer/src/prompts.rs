@@ -66,7 +66,12 @@ impl<'a> PromptSource<'a> {
             Split::Train => id,
             Split::HeldOut => id | 1 << 63,
         };
-        Ok(Prompt { id, tokens, question: task.question, task: task.key })
+        Ok(Prompt {
+            id,
+            tokens,
+            question: task.question,
+            task: task.key,
+        })
     }
 
     /// Training prompt number `id` with its worked solution and the stop token `end`.
@@ -101,12 +106,22 @@ impl<'a> PromptSource<'a> {
                 left < 0.0
             })
             .unwrap_or(&self.environments[self.environments.len() - 1]);
-        Family::task(&TaskKey { family: environment.family, split, level: environment.level, seed: rng.next_u64() })
+        Family::task(&TaskKey {
+            family: environment.family,
+            split,
+            level: environment.level,
+            seed: rng.next_u64(),
+        })
     }
 
     fn encode(&self, task: &Task) -> Result<Vec<u32>, TrainerError> {
-        let system = self.system_prompt.map(|content| Message::new("system", content));
-        let messages: Vec<Message> = system.into_iter().chain([Message::new("user", &task.question)]).collect();
+        let system = self
+            .system_prompt
+            .map(|content| Message::new("system", content));
+        let messages: Vec<Message> = system
+            .into_iter()
+            .chain([Message::new("user", &task.question)])
+            .collect();
         Ok(self.tokenizer.chat(&messages, true)?)
     }
 }

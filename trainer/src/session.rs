@@ -68,7 +68,11 @@ impl<'a> Session<'a> {
         let runtime = kernels::runtime::start(config.threads);
         let kind = policy::compute_kind(config.compute, runtime.device);
         let start = Instant::now();
-        let (policy, tokenizer) = policy::load(policy::open(&config.model, config.seed)?, kind, runtime.device)?;
+        let (policy, tokenizer) = policy::load(
+            policy::open(&config.model, config.seed)?,
+            kind,
+            runtime.device,
+        )?;
         if policy.config().eos_token_ids.is_empty() {
             return Err(TrainerError::NoStopToken);
         }
@@ -77,7 +81,10 @@ impl<'a> Session<'a> {
             policy.config().num_parameters() as f64 / 1e6,
             policy.config().num_hidden_layers,
             match &policy.config().moe {
-                Some(moe) => format!("{} experts, top-{}", moe.num_experts, moe.num_experts_per_tok),
+                Some(moe) => format!(
+                    "{} experts, top-{}",
+                    moe.num_experts, moe.num_experts_per_tok
+                ),
                 None => "dense feed-forward".to_string(),
             },
             match &policy.config().dsa {
@@ -143,7 +150,10 @@ impl<'a> Session<'a> {
             sampling: sampling.clone(),
             attention: self.attention(),
             stop_tokens: self.policy.config().eos_token_ids.clone(),
-            allowed_vocab: self.tokenizer.vocab_size().min(self.policy.config().vocab_size),
+            allowed_vocab: self
+                .tokenizer
+                .vocab_size()
+                .min(self.policy.config().vocab_size),
             seed: self.config.seed,
             policy_version: self.state.policy_version,
             max_batch_sequences: self.config.max_batch_sequences,
@@ -158,14 +168,22 @@ impl<'a> Session<'a> {
             &mut |finished, _| progress.set(finished as u64),
         )?;
         progress.finish();
-        Ok(Rollout { groups, stats, secs: start.elapsed().as_secs_f64() })
+        Ok(Rollout {
+            groups,
+            stats,
+            secs: start.elapsed().as_secs_f64(),
+        })
     }
 
     /// The next `count` text documents of a stage; advances the cursor.
     ///
     /// # Errors
     /// Text files that can't be read, or sampling.
-    pub fn next_documents(&mut self, text: &TextConfig, count: usize) -> Result<Vec<TextDocument>, TrainerError> {
+    pub fn next_documents(
+        &mut self,
+        text: &TextConfig,
+        count: usize,
+    ) -> Result<Vec<TextDocument>, TrainerError> {
         let first = self.state.next_document;
         let ids = first..first + count as u64;
         let end = self.policy.config().eos_token_ids[0];
@@ -173,7 +191,10 @@ impl<'a> Session<'a> {
             TextConfig::Solutions => {
                 let solved = |id| {
                     let solved = self.prompts().solved(id, end)?;
-                    Ok(TextDocument { loss_from: solved.prompt_len, tokens: solved.tokens })
+                    Ok(TextDocument {
+                        loss_from: solved.prompt_len,
+                        tokens: solved.tokens,
+                    })
                 };
                 ids.map(solved).collect::<Result<Vec<_>, TrainerError>>()?
             }
@@ -194,11 +215,18 @@ impl<'a> Session<'a> {
             }
             TextConfig::Files(paths) => {
                 if self.corpus.as_ref().is_none_or(|(read, _)| read != paths) {
-                    let max_tokens = self.config.micro_batch_tokens.min(self.policy.config().max_position_embeddings);
-                    self.corpus = Some((paths.clone(), Corpus::read(paths, &self.tokenizer, max_tokens)?));
+                    let max_tokens = self
+                        .config
+                        .micro_batch_tokens
+                        .min(self.policy.config().max_position_embeddings);
+                    self.corpus = Some((
+                        paths.clone(),
+                        Corpus::read(paths, &self.tokenizer, max_tokens)?,
+                    ));
                 }
                 let corpus = &self.corpus.as_ref().expect("read above").1;
-                ids.map(|id| corpus.document(self.config.seed, id)).collect()
+                ids.map(|id| corpus.document(self.config.seed, id))
+                    .collect()
             }
         };
         self.state.next_document += count as u64;

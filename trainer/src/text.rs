@@ -15,7 +15,6 @@ use rand_core::{Rng, SeedableRng};
 use crate::batch::TextDocument;
 use crate::error::TrainerError;
 
-
 /// Tokenised documents of a set of files, in file order.
 #[derive(Debug)]
 pub struct Corpus {
@@ -28,13 +27,22 @@ impl Corpus {
     ///
     /// # Errors
     /// A file that can't be read, has no `text`, or is of another kind; files without any document.
-    pub fn read(paths: &[String], tokenizer: &Tokenizer, max_tokens: usize) -> Result<Corpus, TrainerError> {
+    pub fn read(
+        paths: &[String],
+        tokenizer: &Tokenizer,
+        max_tokens: usize,
+    ) -> Result<Corpus, TrainerError> {
         let mut documents = Vec::new();
         for path in paths.iter().map(PathBuf::from) {
             for text in read_texts(&path)? {
                 let tokens = tokenizer.encode(&text);
                 // A single token predicts nothing.
-                documents.extend(tokens.chunks(max_tokens).filter(|piece| piece.len() > 1).map(<[u32]>::to_vec));
+                documents.extend(
+                    tokens
+                        .chunks(max_tokens)
+                        .filter(|piece| piece.len() > 1)
+                        .map(<[u32]>::to_vec),
+                );
             }
         }
         if documents.is_empty() {
@@ -48,7 +56,10 @@ impl Corpus {
 
     /// Document number `index`: each pass over the corpus has its own order, drawn from `seed`.
     pub fn document(&self, seed: u64, index: u64) -> TextDocument {
-        let (pass, place) = (index / self.documents.len() as u64, index as usize % self.documents.len());
+        let (pass, place) = (
+            index / self.documents.len() as u64,
+            index as usize % self.documents.len(),
+        );
         let mut key = [0; 32];
         key[..8].copy_from_slice(&seed.to_le_bytes());
         key[8..16].copy_from_slice(&pass.to_le_bytes());
@@ -57,29 +68,53 @@ impl Corpus {
         for last in (1..order.len()).rev() {
             order.swap(last, (rng.next_u64() % (last as u64 + 1)) as usize);
         }
-        TextDocument { tokens: self.documents[order[place]].clone(), loss_from: 1 }
+        TextDocument {
+            tokens: self.documents[order[place]].clone(),
+            loss_from: 1,
+        }
     }
 }
 
 fn read_texts(path: &Path) -> Result<Vec<String>, TrainerError> {
-    let fail = |problem: String| TrainerError::Text { path: path.to_path_buf(), problem };
+    let fail = |problem: String| TrainerError::Text {
+        path: path.to_path_buf(),
+        problem,
+    };
     let text = || fs::read_to_string(path).map_err(|error| fail(error.to_string()));
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("txt" | "md") => {
             let text = text()?;
-            Ok(text.split("\n\n").map(str::trim).filter(|block| !block.is_empty()).map(String::from).collect())
+            Ok(text
+                .split("\n\n")
+                .map(str::trim)
+                .filter(|block| !block.is_empty())
+                .map(String::from)
+                .collect())
         }
         Some("jsonl") => {
             let record = |(number, line): (usize, &str)| {
-                let value: serde_json::Value =
-                    serde_json::from_str(line).map_err(|error| fail(format!("line {}: {error}", number + 1)))?;
+                let value: serde_json::Value = serde_json::from_str(line)
+                    .map_err(|error| fail(format!("line {}: {error}", number + 1)))?;
                 let text = value.get("text").and_then(|text| text.as_str());
-                text.map(String::from).ok_or_else(|| fail(format!("line {}: no string under the key \"text\"", number + 1)))
+                text.map(String::from).ok_or_else(|| {
+                    fail(format!(
+                        "line {}: no string under the key \"text\"",
+                        number + 1
+                    ))
+                })
             };
-            text()?.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(record).collect()
+            text()?
+                .lines()
+                .enumerate()
+                .filter(|(_, line)| !line.trim().is_empty())
+                .map(record)
+                .collect()
         }
         Some("parquet") => read_parquet(path).map_err(fail),
-        _ => Err(fail("unknown kind of file; use .txt, .md, .jsonl (key \"text\") or .parquet (column text)".into())),
+        _ => Err(fail(
+            "unknown kind of file; use .txt, .md, .jsonl (key \"text\") or .parquet (column text)"
+                .into(),
+        )),
     }
 }
 
@@ -92,7 +127,10 @@ fn read_parquet(path: &Path) -> Result<Vec<String>, String> {
     for batch in reader {
         let batch = batch.map_err(|error| error.to_string())?;
         let column = batch.column_by_name("text").ok_or("no column named text")?;
-        let column = column.as_any().downcast_ref::<StringArray>().ok_or("the column text does not hold strings")?;
+        let column = column
+            .as_any()
+            .downcast_ref::<StringArray>()
+            .ok_or("the column text does not hold strings")?;
         texts.extend(column.iter().flatten().map(String::from));
     }
     Ok(texts)

@@ -23,12 +23,25 @@ pub fn step(session: &mut Session, stage: &GrpoConfig) -> Result<StepMetrics, Tr
         .map(|id| session.prompts().prompt(Split::Train, id))
         .collect::<Result<Vec<_>, _>>()?;
     session.state.next_prompt_id += stage.prompts_per_step as u64;
-    let rollout = session.sample("rollout", prompts, stage.group_size, &session.config.sampling)?;
+    let rollout = session.sample(
+        "rollout",
+        prompts,
+        stage.group_size,
+        &session.config.sampling,
+    )?;
 
-    let advantages: Vec<Vec<Option<f64>>> = rollout.groups.iter().map(|group| group_advantages(&rewards(group))).collect();
+    let advantages: Vec<Vec<Option<f64>>> = rollout
+        .groups
+        .iter()
+        .map(|group| group_advantages(&rewards(group)))
+        .collect();
     let file = session.folder.rollout_path(session.state.global_step + 1);
     // An invalid sample has no advantage; its row says why.
-    let flat: Vec<f64> = advantages.iter().flatten().map(|advantage| advantage.unwrap_or(f64::NAN)).collect();
+    let flat: Vec<f64> = advantages
+        .iter()
+        .flatten()
+        .map(|advantage| advantage.unwrap_or(f64::NAN))
+        .collect();
     rollout::rollout_file::write(&file, session.state.global_step + 1, &rollout.groups, &flat)?;
 
     let learner = GrpoLearner {
@@ -40,7 +53,8 @@ pub fn step(session: &mut Session, stage: &GrpoConfig) -> Result<StepMetrics, Tr
     };
     let taken = session.state.step_in_stage * stage.mini_batches;
     let total = stage.steps * stage.mini_batches;
-    let rate = |mini_batch| schedule::learning_rate(&stage.learning_rate, taken + mini_batch, total);
+    let rate =
+        |mini_batch| schedule::learning_rate(&stage.learning_rate, taken + mini_batch, total);
     let start = Instant::now();
     let step = learner.step(&mut session.optimizer, &rollout.groups, &advantages, rate)?;
     let train_secs = start.elapsed().as_secs_f64() - step.reference_secs;
@@ -54,19 +68,33 @@ pub fn step(session: &mut Session, stage: &GrpoConfig) -> Result<StepMetrics, Tr
 }
 
 fn rewards(group: &Group) -> Vec<Option<f64>> {
-    group.samples.iter().map(|sample| sample.verdict.reward()).collect()
+    group
+        .samples
+        .iter()
+        .map(|sample| sample.verdict.reward())
+        .collect()
 }
 
 fn metrics(rollout: &Rollout, step: &GrpoStep, train_secs: f64) -> StepMetrics {
     let samples = || rollout.groups.iter().flat_map(|group| &group.samples);
     let count = samples().count().max(1) as f64;
-    let rewards: Vec<f64> = samples().filter_map(|sample| sample.verdict.reward()).collect();
+    let rewards: Vec<f64> = samples()
+        .filter_map(|sample| sample.verdict.reward())
+        .collect();
     let valid = rewards.len().max(1) as f64;
     let mean = rewards.iter().sum::<f64>() / valid;
-    let variance = rewards.iter().map(|reward| (reward - mean).powi(2)).sum::<f64>() / valid;
+    let variance = rewards
+        .iter()
+        .map(|reward| (reward - mean).powi(2))
+        .sum::<f64>()
+        / valid;
     let completion_tokens: usize = samples().map(|sample| sample.tokens.len()).sum();
     let kept: usize = samples().map(|sample| sample.kept.ids.len()).sum();
-    let prompt_tokens: usize = rollout.groups.iter().map(|group| group.prompt.tokens.len()).sum();
+    let prompt_tokens: usize = rollout
+        .groups
+        .iter()
+        .map(|group| group.prompt.tokens.len())
+        .sum();
     StepMetrics {
         reward_mean: Some(mean),
         reward_std: Some(variance.sqrt()),
@@ -91,7 +119,10 @@ fn metrics(rollout: &Rollout, step: &GrpoStep, train_secs: f64) -> StepMetrics {
         completion_tokens_mean: Some(completion_tokens as f64 / count),
         kept_tokens_mean: (kept > 0).then(|| kept as f64 / completion_tokens.max(1) as f64),
         finished_share: Some(
-            samples().filter(|sample| sample.finish_reason == FinishReason::Stop).count() as f64 / count,
+            samples()
+                .filter(|sample| sample.finish_reason == FinishReason::Stop)
+                .count() as f64
+                / count,
         ),
         grad_norm: Some(step.norms.main),
         indexer_grad_norm: step.indexer_kl.map(|_| step.norms.indexer),

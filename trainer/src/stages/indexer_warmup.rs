@@ -14,6 +14,10 @@ use crate::session::Session;
 /// # Errors
 /// Text that can't be read, or gradients that are not finite.
 pub fn step(session: &mut Session, stage: &TextStageConfig) -> Result<StepMetrics, TrainerError> {
-    let objective = TextObjective { attention: Attention::Dense, language_loss: false, indexer_loss: true };
+    let objective = TextObjective {
+        attention: Attention::Dense,
+        language_loss: false,
+        indexer_loss: true,
+    };
     super::text_step(session, stage, objective, true)
 }

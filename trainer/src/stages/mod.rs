@@ -47,12 +47,24 @@ fn text_step(
     let text = stage.text.as_ref().unwrap_or(&session.config.text).clone();
     let mut documents = session.next_documents(&text, stage.documents_per_step)?;
     if whole_text {
-        documents.iter_mut().for_each(|document| document.loss_from = 1);
+        documents
+            .iter_mut()
+            .for_each(|document| document.loss_from = 1);
     }
-    let rate = schedule::learning_rate(&stage.learning_rate, session.state.step_in_stage, stage.steps);
+    let rate = schedule::learning_rate(
+        &stage.learning_rate,
+        session.state.step_in_stage,
+        stage.steps,
+    );
     let start = Instant::now();
-    let step =
-        learner::text_step(session.config, &session.policy, &mut session.optimizer, &documents, objective, rate)?;
+    let step = learner::text_step(
+        session.config,
+        &session.policy,
+        &mut session.optimizer,
+        &documents,
+        objective,
+        rate,
+    )?;
     session.state.policy_version += 1;
     let secs = start.elapsed().as_secs_f64();
     Ok(StepMetrics {
@@ -63,7 +75,10 @@ fn text_step(
         learning_rate: Some(rate),
         keys_selected_share: Some(step.key_share),
         train_tokens_per_sec: Some(step.num_tokens as f64 / secs),
-        secs: StepSecs { train: Some(secs), ..StepSecs::default() },
+        secs: StepSecs {
+            train: Some(secs),
+            ..StepSecs::default()
+        },
         ..StepMetrics::default()
     })
 }

@@ -11,7 +11,10 @@ use crate::session::Session;
 /// # Errors
 /// Text that can't be read, or gradients that are not finite.
 pub fn step(session: &mut Session, stage: &TextStageConfig) -> Result<StepMetrics, TrainerError> {
-    let objective =
-        TextObjective { attention: session.attention(), language_loss: true, indexer_loss: false };
+    let objective = TextObjective {
+        attention: session.attention(),
+        language_loss: true,
+        indexer_loss: false,
+    };
     super::text_step(session, stage, objective, false)
 }
