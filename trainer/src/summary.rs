@@ -114,7 +114,7 @@ pub fn table(config: &RunConfig, layout: &RunLayout, steps: &[StepMetrics]) -> O
     );
     let _ = write!(text, "\nfiles in {}", layout.root().display());
     for (name, holds) in FILES {
-        let _ = write!(text, "\n  {name:<16}{holds}");
+        let _ = write!(text, "\n  {name:<18}{holds}");
     }
     Some(text)
 }
