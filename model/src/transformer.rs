@@ -327,3 +327,6 @@ fn routing_agreement(records: &[LayerRecord]) -> Option<f64> {
             / total as f64,
     )
 }
+
+#[cfg(test)]
+mod tests;
