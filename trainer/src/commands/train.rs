@@ -46,5 +46,4 @@ pub fn work(config: &RunConfig, folder: &RunFolder) -> Result<(), Failure> {
     orchestrator::run(config, folder, stop)
         .map(|_| ())
         .map_err(Failure::from)
-        .inspect_err(logging::record_failure)
 }
