@@ -1,48 +1,12 @@
-//! Wrong input of every kind: the documented exit code, one error that names the culprit and says
-//! what to do, no panic, and nothing of the user's lost.
+//! Configurations that can't be used, prompts that don't fit, and run folders that can't be written,
+//! are in use or hold another run. Nothing of the user's may be lost.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::program::{self, Working};
+use crate::refusal::{FAILED, WRONG_INPUT, refused, spoil, train_refused};
 use crate::run_files::{TINY, checkpoints, files, global_step, results, text, train_tiny};
-
-const FAILED: i32 = 1;
-const WRONG_INPUT: i32 = 2;
-
-/// Runs `baleen ARGS...`, which must be refused with `code` and one error that holds all `parts`.
-fn refused(args: &[&str], code: i32, parts: &[&str]) -> String {
-    let ended = program::finish(program::command(args));
-    let stderr = ended.stderr;
-    assert_eq!(ended.code, code, "baleen {args:?}: {stderr}");
-    let errors = stderr
-        .lines()
-        .filter(|line| line.starts_with("error:"))
-        .count();
-    assert_eq!(errors, 1, "baleen {args:?}: {stderr}");
-    assert!(!stderr.contains("panicked"), "{stderr}");
-    for part in parts {
-        assert!(
-            stderr.contains(part),
-            "baleen {args:?}: {part:?} is not in:\n{stderr}"
-        );
-    }
-    stderr
-}
-
-/// Trains [`TINY`] with changes in a new folder, which must be refused; then the same folder must
-/// take a run that is right.
-fn train_refused(set: &[&str], code: i32, parts: &[&str]) {
-    let dir = tempfile::tempdir().expect("a temporary folder");
-    let run = dir.path().join("run");
-    let mut args = vec!["train", TINY, "--run", text(&run)];
-    for change in set {
-        args.extend(["--set", change]);
-    }
-    refused(&args, code, parts);
-    let one_step = "stages=[sft(steps: 1, learning_rate: (peak: 1e-3))]";
-    program::succeed(&["train", TINY, "--run", text(&run), "--set", one_step]);
-}
 
 /// A copy of [`TINY`] with `from` replaced, in `folder`.
 fn edited(folder: &Path, from: &str, to: &str) -> PathBuf {
@@ -147,135 +111,6 @@ fn negative_and_contradictory_values_are_all_listed() {
         &["environments[0].level is 99; sums has levels 1 to"],
     );
     assert!(!run.exists(), "nothing was to be run");
-}
-
-#[test]
-fn a_missing_model_is_named_and_the_run_may_be_started_anew() {
-    let set = ["model.source=Path(\"models/nowhere\")"];
-    train_refused(
-        &set,
-        WRONG_INPUT,
-        &["models/nowhere does not exist", "scripts/setup.sh"],
-    );
-}
-
-#[test]
-fn a_truncated_gguf_is_named() {
-    let whole = program::workspace().join("models/SmolLM2-135M-Instruct.Q4_1.gguf");
-    assert!(
-        whole.exists(),
-        "{} is missing: run scripts/setup.sh",
-        whole.display()
-    );
-    let dir = tempfile::tempdir().unwrap();
-    // Cut among the vocabulary, and among the tensors.
-    for megabytes in [1, 20] {
-        let cut = dir.path().join("cut.gguf");
-        let mut start = fs::File::open(&whole).unwrap();
-        let mut start = std::io::Read::take(&mut start, megabytes << 20);
-        std::io::copy(&mut start, &mut fs::File::create(&cut).unwrap()).unwrap();
-        let target = dir.path().join("model");
-        let parts = [text(&cut), "cut short", "download it again"];
-        refused(&["import", text(&cut), text(&target)], WRONG_INPUT, &parts);
-        assert!(!target.exists(), "nothing was to be written");
-        let source = format!("model.source=Path({:?})", text(&cut));
-        let dsa = "model.dsa=(index_n_heads: 2, index_head_dim: 8, index_topk: 8)";
-        train_refused(&[&source, dsa], WRONG_INPUT, &parts);
-    }
-}
-
-/// A model folder as a run exports it, to be spoilt.
-fn model_folder(dir: &Path) -> PathBuf {
-    let run = dir.join("source");
-    let one_step = "stages=[sft(steps: 1, learning_rate: (peak: 1e-3))]";
-    let less = "evaluation=(prompts: 0)";
-    let train = [
-        "train",
-        TINY,
-        "--run",
-        text(&run),
-        "--set",
-        one_step,
-        "--set",
-        less,
-    ];
-    program::succeed(&train);
-    run.join("model")
-}
-
-/// Replaces text in a file of a model folder.
-fn spoil(folder: &Path, file: &str, from: &str, to: &str) {
-    let path = folder.join(file);
-    let content = fs::read_to_string(&path).expect("a text file of the folder");
-    assert!(
-        content.contains(from),
-        "{from} is not in {}",
-        path.display()
-    );
-    fs::write(path, content.replace(from, to)).expect("written");
-}
-
-#[test]
-fn a_tensor_of_another_shape_is_named_with_both_shapes() {
-    let dir = tempfile::tempdir().unwrap();
-    let model = model_folder(dir.path());
-    spoil(
-        &model,
-        "config.json",
-        "\"hidden_size\": 32",
-        "\"hidden_size\": 64",
-    );
-    let source = format!("model.source=Path({:?})", text(&model));
-    let tensor = "model.embed_tokens.weight";
-    let parts = [
-        "model.safetensors",
-        tensor,
-        "[259, 32]",
-        "[259, 64]",
-        "config",
-    ];
-    train_refused(&[&source], WRONG_INPUT, &parts);
-}
-
-#[test]
-fn a_tokenizer_without_the_tokens_it_needs_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let model = model_folder(dir.path());
-    let source = format!("model.source=Path({:?})", text(&model));
-    let tokenizer = "tokenizer_config.json";
-
-    spoil(
-        &model,
-        tokenizer,
-        "\"eos_token\": \"<|im_end|>\"",
-        "\"eos_token\": \"</s>\"",
-    );
-    let parts = ["tokenizer", "eos_token '</s>'", "not in the vocabulary"];
-    train_refused(&[&source], WRONG_INPUT, &parts);
-
-    spoil(
-        &model,
-        tokenizer,
-        "\"eos_token\": \"</s>\"",
-        "\"unused\": 0",
-    );
-    for file in ["config.json", "generation_config.json"] {
-        spoil(&model, file, "\"eos_token_id\": 257", "\"unused\": 0");
-    }
-    train_refused(&[&source], WRONG_INPUT, &["eos_token_id", "add one"]);
-
-    spoil(
-        &model,
-        "config.json",
-        "\"unused\": 0",
-        "\"eos_token_id\": 257",
-    );
-    spoil(&model, tokenizer, "\"chat_template\"", "\"no_template\"");
-    train_refused(
-        &[&source],
-        WRONG_INPUT,
-        &["no chat template", "chat_template.jinja"],
-    );
 }
 
 #[test]
@@ -390,50 +225,4 @@ fn a_finished_run_is_neither_overwritten_nor_resumed_with_another_configuration(
     spoil(&run, "config.ron", "seed: 6", "seed: 5");
     assert_eq!(results(&run), before);
     assert_eq!(checkpoints(&run).len(), 3);
-}
-
-#[test]
-fn wrong_lines_to_score_are_named_by_number() {
-    let dir = tempfile::tempdir().unwrap();
-    let model = model_folder(dir.path());
-    let input = dir.path().join("input.jsonl");
-    let long = format!("{{\"tokens\": {:?}}}", [1; 257]);
-    for (line, problem) in [
-        (
-            "{\"tokens\": [1, 900]}",
-            "token 900 is outside the vocabulary of 259",
-        ),
-        ("{\"tokens\": [-1]}", "not of the form"),
-        ("{\"tokens\": []}", "no tokens"),
-        (&long, "257 tokens, but the model's context has 256"),
-    ] {
-        fs::write(&input, format!("{{\"tokens\": [1, 2]}}\n{line}\n")).unwrap();
-        let score = [
-            "score",
-            text(&model),
-            "--input",
-            text(&input),
-            "--threads",
-            "1",
-        ];
-        refused(
-            &score,
-            WRONG_INPUT,
-            &[&format!("{}:2: ", text(&input)), problem],
-        );
-    }
-    let prompt = "a".repeat(300);
-    let generate = [
-        "generate",
-        text(&model),
-        "--prompt",
-        &prompt,
-        "--threads",
-        "1",
-    ];
-    refused(
-        &generate,
-        WRONG_INPUT,
-        &["context of 256", "max_new_tokens"],
-    );
 }

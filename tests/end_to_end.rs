@@ -183,14 +183,15 @@ fn check_learning(run: &Path) {
 fn check_status(run: &Path) {
     let status = program::succeed(&["status", text(run)]).stdout;
     for part in [
-        "run smoke in ",
-        "not running",
-        "4/4      complete",
+        "run smoke: complete, 13 steps",
+        "held-out pass rate",
         "step-000013",
     ] {
         assert!(status.contains(part), "{part} in {status}");
     }
-    assert_eq!(status.matches(" complete").count(), 4, "{status}");
+    // What the run itself said at its end, looked at again later.
+    let again = program::succeed(&["resume", text(run)]).stdout;
+    assert!(status.contains(again.trim()), "{again}in {status}");
 }
 
 /// One line of `baleen score`.

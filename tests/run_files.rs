@@ -92,11 +92,13 @@ pub fn assert_same_results(run: &Path, expected: &Path) {
     let (run, expected) = (results(run), results(expected));
     let paths = |files: &BTreeMap<PathBuf, Vec<u8>>| files.keys().cloned().collect::<Vec<_>>();
     assert_eq!(paths(&run), paths(&expected));
-    let metrics = Path::new("metrics.jsonl");
-    assert_eq!(
-        String::from_utf8_lossy(&run[metrics]),
-        String::from_utf8_lossy(&expected[metrics])
-    );
+    let lines = |files: &BTreeMap<PathBuf, Vec<u8>>| -> Vec<String> {
+        let text = String::from_utf8_lossy(&files[Path::new("metrics.jsonl")]);
+        text.lines().map(str::to_string).collect()
+    };
+    for (line, expected) in lines(&run).iter().zip(lines(&expected)) {
+        assert_eq!(*line, expected);
+    }
     for (path, content) in &run {
         assert!(*content == expected[path], "{} differs", path.display());
     }

@@ -61,7 +61,7 @@ impl ForwardOptions {
 pub struct ForwardOutput {
     /// Normalised final hidden states, `[T, hidden_size]`.
     pub hidden: Tensor,
-    /// Experts chosen, i64 `[T, num_layers, top_k]`, under `Routing::Record` in a MoE model.
+    /// Experts used, i64 `[T, num_layers, top_k]`, in a MoE model unless routing is `Free`.
     pub routing: Option<Tensor>,
     /// Under `Routing::Replay`: share of the recorded experts that free routing would choose now.
     pub routing_agreement: Option<f64>,
@@ -302,7 +302,7 @@ fn checkpointed(
 }
 
 fn recorded_routing(options: &ForwardOptions, records: &[LayerRecord]) -> Option<Tensor> {
-    if !matches!(options.routing, Routing::Record) {
+    if matches!(options.routing, Routing::Free) {
         return None;
     }
     let layers: Vec<&Tensor> = records
@@ -327,3 +327,6 @@ fn routing_agreement(records: &[LayerRecord]) -> Option<f64> {
             / total as f64,
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,8 @@
 //! replayed routing and kept tokens. Micro-batches add up exactly: their weights are those of the
 //! whole step.
 
+use std::time::Instant;
+
 use kernels::tch::{self, Kind, Tensor};
 use model::{Attention, ForwardOptions, Routing, Transformer};
 use rollout::Group;
@@ -124,6 +126,8 @@ pub struct GrpoStep {
     pub logprob_gap_max: f64,
     /// Share of recorded experts that free routing would choose now.
     pub routing_agreement_free: Option<f64>,
+    /// Share of recorded experts that training did use.
+    pub routing_agreement_replay: Option<f64>,
     /// Keys attended over keys visible.
     pub key_share: f64,
     /// Indexer KL, nats a token, mean over layers, where it trains.
@@ -132,8 +136,8 @@ pub struct GrpoStep {
     pub num_tokens: usize,
     /// Optimizer steps taken.
     pub optimizer_steps: usize,
-    /// Seconds of the reference's forward passes.
-    pub reference_secs: f64,
+    /// Seconds of the reference's forward passes, where there is one.
+    pub reference_secs: Option<f64>,
 }
 
 impl GrpoLearner<'_> {
@@ -171,9 +175,9 @@ impl GrpoLearner<'_> {
         let taken = step.optimizer_steps.max(1) as f64;
         step.loss /= taken;
         step.key_share /= step.num_tokens.max(1) as f64;
-        step.routing_agreement_free = step
-            .routing_agreement_free
-            .map(|sum| sum / step.num_tokens.max(1) as f64);
+        let per_token = |sum: f64| sum / step.num_tokens.max(1) as f64;
+        step.routing_agreement_free = step.routing_agreement_free.map(per_token);
+        step.routing_agreement_replay = step.routing_agreement_replay.map(per_token);
         step.indexer_kl = step.indexer_kl.map(|sum| sum / taken);
         Ok(step)
     }
@@ -206,11 +210,12 @@ impl GrpoLearner<'_> {
         before_any_update: bool,
         step: &mut GrpoStep,
     ) -> Result<(), TrainerError> {
-        let start = std::time::Instant::now();
         let ref_logprobs = self.reference.map(|reference| {
-            tch::no_grad(|| self.logprobs(reference, batch, Routing::Free, false).0)
+            let start = Instant::now();
+            let logprobs = tch::no_grad(|| self.logprobs(reference, batch, Routing::Free, false).0);
+            *step.reference_secs.get_or_insert(0.0) += start.elapsed().as_secs_f64();
+            logprobs
         });
-        step.reference_secs += start.elapsed().as_secs_f64();
 
         let routing = batch
             .routing
@@ -249,6 +254,11 @@ impl GrpoLearner<'_> {
         step.key_share += output.key_share * batch_tokens;
         if let Some(agreement) = output.routing_agreement {
             *step.routing_agreement_free.get_or_insert(0.0) += agreement * batch_tokens;
+        }
+        if let (Some(recorded), Some(used)) = (&batch.routing, &output.routing) {
+            let same = recorded.eq_tensor(used).to_kind(Kind::Double);
+            *step.routing_agreement_replay.get_or_insert(0.0) +=
+                same.mean(Kind::Double).double_value(&[]) * batch_tokens;
         }
         let mut total = loss.loss.to_kind(Kind::Float);
         if !output.indexer_losses.is_empty() {

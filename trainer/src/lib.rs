@@ -24,4 +24,5 @@ pub mod run_folder;
 pub mod schedule;
 pub mod session;
 pub mod stages;
+pub mod summary;
 pub mod text;

@@ -34,7 +34,12 @@ pub(super) fn caught(command: impl FnOnce() -> Result<(), Failure>) -> Result<()
 
 /// `src/file.rs:12: what was said`, without libtorch's own trace.
 fn summary(info: &PanicHookInfo) -> String {
-    let said = info.payload_as_str().unwrap_or("no message");
+    let payload = info.payload();
+    let said = payload
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| payload.downcast_ref::<&str>().copied())
+        .unwrap_or("no message");
     // The message of a libtorch error is quoted, so its line breaks are escaped.
     let first_line = said.split(['\n']).next().unwrap_or_default();
     let first_line = first_line.split("\\n").next().unwrap_or_default();

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::{Failure, output};
 use crate::metrics::{self, StepMetrics};
 use crate::run_folder::RunLayout;
+use crate::summary;
 
 /// Characters of a sparkline, lowest value first.
 const SPARKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
@@ -40,7 +41,11 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         None => "not running".to_string(),
     };
     let mut text = format!("run {} in {}, {state}\n", config.name, args.run.display());
-    text.push_str(&report(&stages, &steps));
+    match summary::table(&config, &layout, &steps) {
+        Some(table) => text = table + "\n",
+        None => text.push_str(&progress(&stages, &steps)),
+    }
+    text.push_str(&curves(&steps));
     let _ = writeln!(text, "\ncheckpoints: {}", checkpoints(&layout));
     output::print_line(text.trim_end()).map(|_| ())
 }
@@ -60,8 +65,8 @@ fn checkpoints(layout: &RunLayout) -> String {
     }
 }
 
-/// The table of stages, the last step, and the reward over time.
-fn report(stages: &[(&str, usize)], steps: &[StepMetrics]) -> String {
+/// The table of stages and the last step.
+fn progress(stages: &[(&str, usize)], steps: &[StepMetrics]) -> String {
     let mut text = String::new();
     for (index, (name, total)) in stages.iter().enumerate() {
         let last = steps
@@ -80,6 +85,12 @@ fn report(stages: &[(&str, usize)], steps: &[StepMetrics]) -> String {
         let total = stages.get(last.stage_index).map_or(0, |stage| stage.1);
         let _ = writeln!(text, "\nlast step: {}", last.summary(total));
     }
+    text
+}
+
+/// Rewards and pass rates over time.
+fn curves(steps: &[StepMetrics]) -> String {
+    let mut text = String::new();
     let mut curve = |name: &str, figure: fn(&StepMetrics) -> Option<f64>| {
         let values: Vec<f64> = steps.iter().filter_map(figure).collect();
         if let (Some(first), Some(last)) = (values.first(), values.last()) {
@@ -131,7 +142,7 @@ mod tests {
             step(1, 2, Some(0.5)),
         ];
         assert_eq!(
-            report(&[("sft", 2), ("grpo", 5)], &steps),
+            progress(&[("sft", 2), ("grpo", 5)], &steps) + &curves(&steps),
             "  0  sft                  2/2      complete
   1  grpo                 2/5      in progress
 
@@ -145,7 +156,7 @@ reward: 0.250 -> 0.500
 
     #[test]
     fn a_run_that_has_not_begun_is_waiting() {
-        let text = report(&[("grpo", 5)], &[]);
+        let text = progress(&[("grpo", 5)], &[]);
         assert!(text.contains("0/5      waiting"), "{text}");
     }
 

@@ -2,11 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Failure, logging, plan, stop};
+use super::{Failure, logging, output, plan, stop};
 use crate::config::RunConfig;
 use crate::config_file;
-use crate::orchestrator;
+use crate::metrics;
+use crate::orchestrator::{self, Outcome};
 use crate::run_folder::RunFolder;
+use crate::summary;
 
 /// Start a run from a configuration file
 #[derive(Debug, clap::Args)]
@@ -38,12 +40,20 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     work(&config, &folder)
 }
 
-/// Runs what is left of the run in `folder`, logging into it, until it is complete or stopped.
+/// Runs what is left of the run in `folder`, logging into it, until it is complete or stopped; what a
+/// complete run has come to is printed.
 pub fn work(config: &RunConfig, folder: &RunFolder) -> Result<(), Failure> {
     logging::start_with_file(&folder.log_path())?;
     let stop = stop::on_signal()?;
     tracing::info!("run folder: {}", folder.root().display());
-    orchestrator::run(config, folder, stop)
-        .map(|_| ())
-        .map_err(Failure::from)
+    let outcome = orchestrator::run(config, folder, stop).map_err(Failure::from)?;
+    if outcome == Outcome::Complete {
+        let path = folder.metrics_path();
+        let steps = metrics::read(&path)
+            .map_err(|error| Failure::running(format!("{}: {error}", path.display())))?;
+        if let Some(table) = summary::table(config, folder, &steps) {
+            output::print_line(&format!("\n{table}"))?;
+        }
+    }
+    Ok(())
 }

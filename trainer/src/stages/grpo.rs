@@ -57,7 +57,7 @@ pub fn step(session: &mut Session, stage: &GrpoConfig) -> Result<StepMetrics, Tr
         |mini_batch| schedule::learning_rate(&stage.learning_rate, taken + mini_batch, total);
     let start = Instant::now();
     let step = learner.step(&mut session.optimizer, &rollout.groups, &advantages, rate)?;
-    let train_secs = start.elapsed().as_secs_f64() - step.reference_secs;
+    let train_secs = start.elapsed().as_secs_f64() - step.reference_secs.unwrap_or(0.0);
     let policy_age = step.optimizer_steps.saturating_sub(1);
     session.state.policy_version += step.optimizer_steps as u64;
     Ok(StepMetrics {
@@ -95,24 +95,26 @@ fn metrics(rollout: &Rollout, step: &GrpoStep, train_secs: f64) -> StepMetrics {
         .iter()
         .map(|group| group.prompt.tokens.len())
         .sum();
+    // Figures of the optimizer steps are absent where no group had a learning signal.
+    let trained = step.optimizer_steps > 0;
+    let learned = |value: f64| trained.then_some(value);
     StepMetrics {
         reward_mean: Some(mean),
         reward_std: Some(variance.sqrt()),
         pass_rate: Some(rewards.iter().filter(|&&reward| reward >= 1.0).count() as f64 / valid),
         invalid_samples: Some(count as usize - rewards.len()),
-        loss: Some(step.loss),
-        kl: Some(step.stats.kl_mean()),
-        ratio_mean: Some(step.stats.ratio_mean()),
-        ratio_max: Some(step.stats.ratio_max),
-        clipped_share: Some(step.stats.clipped_share()),
+        loss: learned(step.loss),
+        kl: step.reference_secs.and(learned(step.stats.kl_mean())),
+        ratio_mean: learned(step.stats.ratio_mean()),
+        ratio_max: learned(step.stats.ratio_max),
+        clipped_share: learned(step.stats.clipped_share()),
         masked_sequences: Some(step.stats.masked_sequences as usize),
         masked_tokens: Some(step.stats.masked_tokens as usize),
-        logprob_gap_mean: Some(step.logprob_gap_mean),
-        logprob_gap_max: Some(step.logprob_gap_max),
+        logprob_gap_mean: learned(step.logprob_gap_mean),
+        logprob_gap_max: learned(step.logprob_gap_max),
         routing_agreement_free: step.routing_agreement_free,
-        // Replay forces the recorded experts, so it agrees by construction; tests prove it.
-        routing_agreement_replay: step.routing_agreement_free.map(|_| 1.0),
-        keys_selected_share: Some(step.key_share),
+        routing_agreement_replay: step.routing_agreement_replay,
+        keys_selected_share: learned(step.key_share),
         indexer_kl: step.indexer_kl,
         entropy: Some(rollout.stats.mean_entropy),
         prompt_tokens_mean: Some(prompt_tokens as f64 / rollout.groups.len().max(1) as f64),
@@ -124,13 +126,13 @@ fn metrics(rollout: &Rollout, step: &GrpoStep, train_secs: f64) -> StepMetrics {
                 .count() as f64
                 / count,
         ),
-        grad_norm: Some(step.norms.main),
+        grad_norm: learned(step.norms.main),
         indexer_grad_norm: step.indexer_kl.map(|_| step.norms.indexer),
         rollout_tokens_per_sec: Some(rollout.stats.sampled_tokens as f64 / rollout.secs),
-        train_tokens_per_sec: Some(step.num_tokens as f64 / train_secs),
+        train_tokens_per_sec: learned(step.num_tokens as f64 / train_secs),
         secs: StepSecs {
             rollout: Some(rollout.secs),
-            reference: (step.reference_secs > 0.0).then_some(step.reference_secs),
+            reference: step.reference_secs,
             train: Some(train_secs),
             ..StepSecs::default()
         },

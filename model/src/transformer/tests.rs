@@ -1,0 +1,193 @@
+//! Claims about the whole network: golden logits of transformers, and passes that must agree.
+//!
+//! The models here are tiny and random, with weights ten times as large as fresh ones, so that
+//! attention, routing and selection differ clearly from token to token, and norms other than 1.
+//! "Variants" are the four combinations of dense and expert layers, dense and sparse attention.
+
+mod cached;
+mod checkpointing;
+mod golden;
+mod indexer;
+mod packing;
+mod precision;
+mod routing;
+mod sparse;
+mod upcycled;
+
+use kernels::tch::{self, Device, Kind, Tensor};
+
+use super::*;
+use crate::config::{DsaConfig, MoeConfig, ScoringFunc};
+use crate::input::Document;
+use crate::random_model::fresh_tensor;
+
+/// Keys selected per query in the sparse variants, far fewer than the sequences are long.
+const TOPK: usize = 5;
+
+fn dense_config() -> ModelConfig {
+    ModelConfig {
+        vocab_size: 96,
+        hidden_size: 32,
+        intermediate_size: 24,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 8,
+        rms_norm_eps: 1e-5,
+        rope_theta: 100.0,
+        max_position_embeddings: 512,
+        tie_word_embeddings: false,
+        bos_token_id: None,
+        eos_token_ids: vec![2],
+        moe: None,
+        dsa: None,
+    }
+}
+
+fn with_experts(config: ModelConfig) -> ModelConfig {
+    let moe = MoeConfig {
+        num_experts: 4,
+        num_experts_per_tok: 2,
+        scoring_func: ScoringFunc::Softmax,
+    };
+    ModelConfig {
+        moe: Some(moe),
+        ..config
+    }
+}
+
+fn with_indexer(config: ModelConfig, index_topk: usize) -> ModelConfig {
+    let dsa = DsaConfig {
+        index_n_heads: 4,
+        index_head_dim: 6,
+        index_topk,
+    };
+    ModelConfig {
+        dsa: Some(dsa),
+        ..config
+    }
+}
+
+fn variants() -> [ModelConfig; 4] {
+    [
+        dense_config(),
+        with_experts(dense_config()),
+        with_indexer(dense_config(), TOPK),
+        with_indexer(with_experts(dense_config()), TOPK),
+    ]
+}
+
+/// Every weight N(0, 0.2^2); norms N(1, 0.2^2).
+struct LoudSource(u64);
+
+impl WeightSource for LoudSource {
+    fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor, WeightError> {
+        let noise = fresh_tensor(self.0, &format!("{name}.noise"), shape) * 10.0;
+        Ok(match name.ends_with("norm.weight") {
+            true => noise + 1.0,
+            false => noise,
+        })
+    }
+}
+
+fn loud_model(config: &ModelConfig, kind: Kind) -> Transformer {
+    tch::set_num_threads(1);
+    Transformer::load(config, &mut LoudSource(3), kind, Device::Cpu).unwrap()
+}
+
+/// Arbitrary token ids, the same for the same `seed`.
+fn sequence(seed: u64, len: usize) -> Vec<u32> {
+    let mut state = seed;
+    (0..len)
+        .map(|_| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(99991);
+            (state >> 40) as u32 % 96
+        })
+        .collect()
+}
+
+/// One document `[trunk | branches]` as a pack.
+fn branched(trunk: &[u32], branches: &[Vec<u32>]) -> PackedInput {
+    let tokens: Vec<u32> = [trunk, &branches.concat()].concat();
+    let mut input = PackedInput::from_sequences(&[&tokens], Device::Cpu);
+    input.documents = vec![Document {
+        start: 0,
+        trunk_len: trunk.len() as i64,
+        branch_lens: branches.iter().map(|branch| branch.len() as i64).collect(),
+    }];
+    input
+}
+
+fn alone(tokens: &[u32]) -> PackedInput {
+    PackedInput::from_sequences(&[tokens], Device::Cpu)
+}
+
+fn recording() -> ForwardOptions {
+    ForwardOptions {
+        routing: Routing::Record,
+        ..ForwardOptions::inference()
+    }
+}
+
+fn max_difference(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    (a - b).abs().max().double_value(&[])
+}
+
+#[track_caller]
+fn assert_close(a: &Tensor, b: &Tensor, tolerance: f64, what: &str) {
+    let difference = max_difference(a, b);
+    assert!(
+        difference <= tolerance,
+        "{what}: they differ by {difference}"
+    );
+}
+
+/// -sum of the log-probs of each token after the first `context` ones, given those before.
+fn language_loss(model: &Transformer, hidden: &Tensor, tokens: &[u32], context: usize) -> Tensor {
+    let ids: Vec<i64> = tokens.iter().map(|&id| i64::from(id)).collect();
+    let rows = Tensor::arange_start(
+        context as i64 - 1,
+        tokens.len() as i64 - 1,
+        (Kind::Int64, Device::Cpu),
+    );
+    let targets = Tensor::from_slice(&ids[context..]);
+    -model
+        .token_logprobs(hidden, &rows, &targets, 1.0, None)
+        .sum(Kind::Float)
+}
+
+/// Name, group and gradient of every parameter, whose gradients are then dropped. Undefined
+/// gradients are `None`.
+fn take_gradients(model: &Transformer) -> Vec<(String, ParameterGroup, Option<Tensor>)> {
+    let parameters = model.parameters().into_iter();
+    parameters
+        .map(|parameter| {
+            let grad = Some(parameter.master.grad()).filter(Tensor::defined);
+            let grad = grad.map(|grad| grad.copy());
+            parameter.clear_grad();
+            (parameter.name.clone(), parameter.group, grad)
+        })
+        .collect()
+}
+
+/// The same parameters have gradients, equal within `tolerance` of each tensor's largest entry.
+#[track_caller]
+fn assert_same_gradients(
+    found: &[(String, ParameterGroup, Option<Tensor>)],
+    expected: &[(String, ParameterGroup, Option<Tensor>)],
+    tolerance: f64,
+) {
+    assert_eq!(found.len(), expected.len());
+    for ((name, _, found), (_, _, expected)) in found.iter().zip(expected) {
+        match (found, expected) {
+            (Some(found), Some(expected)) => {
+                let size = expected.abs().max().double_value(&[]);
+                assert!(size > 0.0, "{name}: a gradient of zeros proves nothing");
+                assert_close(found, expected, tolerance * size, name);
+            }
+            (None, None) => {}
+            _ => panic!("{name}: gradient {found:?} against {expected:?}"),
+        }
+    }
+}

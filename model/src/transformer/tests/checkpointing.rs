@@ -1,0 +1,47 @@
+//! Activation checkpointing saves memory and changes nothing else.
+
+use super::*;
+
+#[test]
+fn activation_checkpointing_changes_neither_losses_nor_gradients() {
+    let tokens = sequence(1, 18);
+    for config in variants() {
+        let model = loud_model(&config, Kind::Float);
+        for attention in [Attention::Dense, Attention::Sparse] {
+            let run = |routing: Routing, activation_checkpointing: bool| {
+                let options = ForwardOptions {
+                    routing,
+                    attention,
+                    indexer_loss: true,
+                    record_selected: true,
+                    activation_checkpointing,
+                };
+                let output = model.forward_packed(&alone(&tokens), &options);
+                let mut loss = language_loss(&model, &output.hidden, &tokens, 1);
+                for indexer_loss in &output.indexer_losses {
+                    loss += indexer_loss * 0.5;
+                }
+                loss.backward();
+                (output, loss.detach(), take_gradients(&model))
+            };
+            let (kept, loss, gradients) = run(Routing::Record, false);
+            let (again, loss_again, gradients_again) = run(Routing::Record, true);
+            assert_eq!(again.hidden.detach(), kept.hidden.detach());
+            assert_eq!(loss_again, loss);
+            let num_losses = if config.dsa.is_some() { 2 } else { 0 };
+            assert_eq!(kept.indexer_losses.len(), num_losses);
+            assert_eq!(again.indexer_losses.len(), num_losses);
+            assert_eq!(again.routing, kept.routing);
+            assert_eq!(again.selected, kept.selected);
+            assert_same_gradients(&gradients_again, &gradients, 1e-6);
+            let all = gradients.iter().all(|(_, _, gradient)| gradient.is_some());
+            assert!(all, "every parameter takes part in this test");
+
+            if let Some(ids) = kept.routing {
+                let (replayed, _, gradients_replayed) = run(Routing::Replay(ids), true);
+                assert_eq!(replayed.routing_agreement, Some(1.0));
+                assert_same_gradients(&gradients_replayed, &gradients, 1e-6);
+            }
+        }
+    }
+}

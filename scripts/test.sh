@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Every check of the project: documentation, formatting, lints, tests. Stops at the first that fails.
+# Uses cargo-nextest where it is installed, else cargo's own test runner.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+step() { printf '\ntest: %s\n' "$*"; }
+
+# See scripts/quickstart.sh; test processes share the cores with each other.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
+# .cargo/config.toml leaves a variable alone that is set already, and the run paths inside the
+# binaries reach only target folders inside the checkout.
+export LD_LIBRARY_PATH="$PWD/.libtorch/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+
+scripts/setup.sh
+
+step "documentation names what exists"
+python3 scripts/check_docs.py
+
+for part in rustfmt clippy; do
+    cargo "${part#rust}" --version >/dev/null 2>&1 || {
+        echo "test: error: cargo ${part#rust} is missing; install it with: rustup component add $part" >&2
+        exit 1
+    }
+done
+step "formatting"
+cargo fmt --all --check
+
+step "lints (the first build takes some minutes)"
+cargo clippy --locked --workspace --all-targets -- -D warnings
+
+if cargo nextest --version >/dev/null 2>&1; then
+    step "tests (cargo nextest)"
+    cargo nextest run --locked --workspace
+else
+    step "tests (cargo test)"
+    cargo test --locked --workspace --lib --bins --tests
+fi
+step "all passed"
