@@ -7,6 +7,7 @@ use crate::family::Family;
 /// Which half of the instances a key draws from. The halves can't overlap: membership is decided
 /// by a hash of the instance itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Split {
     /// Instances a run may train on.
     Train,

@@ -6,7 +6,7 @@
 
 use std::fmt::Display;
 
-use model::DsaConfig;
+use model::{DsaConfig, ModelConfig, Tokenizer};
 
 use crate::config::{
     Decay, EnvironmentConfig, GrpoConfig, LearningRate, PolicySource, RunConfig, StageConfig,
@@ -88,6 +88,7 @@ impl RunConfig {
                 for problem in shape.problems() {
                     found.0.push(format!("model.source.Random: {problem}"));
                 }
+                check_byte_level(shape, found);
                 found.check(
                     self.model.upcycle.is_none() || shape.moe.is_none(),
                     "model.upcycle",
@@ -256,6 +257,31 @@ impl Problems {
             format_args!("is {value}; it must be 0 or more"),
         );
     }
+}
+
+/// A random model reads and writes with the byte-level tokenizer.
+fn check_byte_level(shape: &ModelConfig, found: &mut Problems) {
+    let num_tokens = Tokenizer::byte_level().vocab_size();
+    found.check(
+        shape.vocab_size >= num_tokens,
+        "model.source.Random.vocab_size",
+        format_args!(
+            "is {}; the byte-level tokenizer needs {num_tokens}",
+            shape.vocab_size
+        ),
+    );
+    found.check(
+        !shape.eos_token_ids.is_empty()
+            && shape
+                .eos_token_ids
+                .iter()
+                .all(|&id| (id as usize) < num_tokens),
+        "model.source.Random.eos_token_ids",
+        format_args!(
+            "is {:?}; name at least one token of the byte-level tokenizer, 257 is <|im_end|>",
+            shape.eos_token_ids
+        ),
+    );
 }
 
 fn check_upcycle(upcycle: &UpcycleConfig, found: &mut Problems) {

@@ -10,6 +10,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::run_folder::replace_file;
+
 /// Figures of one step. Rewards, losses and norms are dimensionless; KL and log-probs in nats.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -226,11 +228,7 @@ impl MetricsWriter {
         } else {
             String::new()
         };
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(kept.as_bytes())?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
+        replace_file(path, kept.as_bytes())?;
         let file = OpenOptions::new().append(true).open(path)?;
         Ok(MetricsWriter { file })
     }

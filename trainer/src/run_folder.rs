@@ -7,6 +7,7 @@
 //!   log.txt                        what the console said, step by step
 //!   rollouts/step-000012.parquet   groups of one step
 //!   checkpoints/                   see `checkpoint`
+//!   model/                         the final policy, a Hugging Face folder
 //!   lock                           held while a process works here: its id and start time
 //! ```
 //! [`RunLayout`] only names the places and may be used to look on; [`RunFolder`] holds the lock.
@@ -120,6 +121,16 @@ impl RunLayout {
         self.config_path().is_file()
     }
 
+    /// Whether the run there has any result yet. One that failed before, on a wrong path of the
+    /// model for instance, may be started anew.
+    pub fn has_results(&self) -> bool {
+        let has_metrics = fs::metadata(self.metrics_path()).is_ok_and(|file| file.len() > 0);
+        let is_filled = |folder: PathBuf| {
+            fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some())
+        };
+        has_metrics || is_filled(self.checkpoints_path()) || is_filled(self.root.join("rollouts"))
+    }
+
     /// The process that works here now, `process 123, for 5 min`; `None` when there is none.
     pub fn holder(&self) -> Option<String> {
         let mut file = File::open(self.root.join("lock")).ok()?;
@@ -166,7 +177,7 @@ impl RunFolder {
     /// Makes the folder of a new run and writes its `config.ron`.
     ///
     /// # Errors
-    /// A run or other files are there already, another process holds the folder, or it can't be
+    /// A run with results or other files are there already, another process holds the folder, or it can't be
     /// written.
     pub fn create(root: &Path, config: &RunConfig) -> Result<RunFolder, RunFolderError> {
         let layout = RunLayout::new(root);
@@ -178,7 +189,7 @@ impl RunFolder {
             .is_none();
         let had_lock = root.join("lock").is_file();
         let lock = lock(root)?;
-        if layout.is_run() {
+        if layout.is_run() && layout.has_results() {
             return Err(RunFolderError::Exists {
                 path: root.to_path_buf(),
             });
@@ -225,15 +236,22 @@ impl RunFolder {
     /// The folder can't be written.
     pub fn write_config(&self, config: &RunConfig) -> Result<(), RunFolderError> {
         let path = self.config_path();
-        let write = || -> std::io::Result<()> {
-            let mut file = tempfile::NamedTempFile::new_in(self.root())?;
-            file.write_all(config_file::to_ron(config).as_bytes())?;
-            file.as_file().sync_all()?;
-            file.persist(&path)?;
-            Ok(())
-        };
-        write().map_err(io("write", &path))
+        replace_file(&path, config_file::to_ron(config).as_bytes()).map_err(io("write", &path))
     }
+}
+
+/// Gives `path` the content `bytes`, all of it or nothing. What a kill leaves half written,
+/// `PATH.partial`, is overwritten the next time.
+///
+/// # Errors
+/// The disk refuses.
+pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let mut file = File::create(&partial)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&partial, path)
 }
 
 fn io<'a>(
@@ -330,9 +348,23 @@ mod tests {
     fn an_existing_run_is_not_overwritten() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         drop(RunFolder::create(dir.path(), &config()).expect("created"));
+        fs::write(dir.path().join("metrics.jsonl"), "{}\n").expect("written");
         let error = RunFolder::create(dir.path(), &config()).expect_err("must be refused");
         assert!(matches!(error, RunFolderError::Exists { .. }), "{error}");
         RunFolder::open(dir.path()).expect("resume may open it");
+    }
+
+    #[test]
+    fn a_run_without_results_may_be_started_anew() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        drop(RunFolder::create(dir.path(), &config()).expect("created"));
+        fs::write(dir.path().join("metrics.jsonl"), "").expect("written");
+        let changed = RunConfig {
+            seed: 9,
+            ..config()
+        };
+        let folder = RunFolder::create(dir.path(), &changed).expect("nothing is lost");
+        assert_eq!(folder.read_config().expect("readable"), changed);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::process::ExitCode;
 
+use crate::checkpoint::CheckpointError;
 use crate::config_file::ConfigError;
 use crate::error::TrainerError;
 use crate::run_folder::RunFolderError;
@@ -122,26 +123,59 @@ impl From<TrainerError> for Failure {
     fn from(error: TrainerError) -> Failure {
         match error {
             TrainerError::RunFolder(error) => error.into(),
+            TrainerError::Checkpoint(error) => error.into(),
+            TrainerError::Weights(error) => model::checkpoint::CheckpointError::from(error).into(),
+            TrainerError::Tokenizer(error) => error.into(),
+            TrainerError::Rollout(error) => error.into(),
+            error @ (TrainerError::Upcycle(_)
+            | TrainerError::Text { .. }
+            | TrainerError::NoStopToken) => Failure::usage(error),
+            error @ (TrainerError::RunCheckpoint(CheckpointError::Io { .. })
+            | TrainerError::Io { .. }) => Failure::running(error).hint(DISK_HINT),
             other => Failure::running(other),
         }
     }
 }
 
+/// What helps when the disk refuses while a run works.
+const DISK_HINT: &str = "check free space and permissions, then continue with `baleen resume`; the \
+                         checkpoints saved so far are intact";
+
+// A model, tokenizer or prompt that doesn't fit is wrong input; a disk that refuses is not.
+
 impl From<model::checkpoint::CheckpointError> for Failure {
     fn from(error: model::checkpoint::CheckpointError) -> Failure {
-        Failure::running(error)
+        use model::WeightError;
+        use model::checkpoint::CheckpointError;
+        match error {
+            CheckpointError::Tokenizer(error) => error.into(),
+            error @ CheckpointError::Weights(WeightError::Io { .. }) => Failure::running(error),
+            error => Failure::usage(error),
+        }
     }
 }
 
 impl From<rollout::RolloutError> for Failure {
     fn from(error: rollout::RolloutError) -> Failure {
-        Failure::running(error)
+        use rollout::RolloutError;
+        match error {
+            RolloutError::EmptyPrompt { .. } | RolloutError::PromptTooLong { .. } => {
+                Failure::usage(error)
+            }
+            error @ (RolloutError::Io { .. } | RolloutError::Parquet { .. }) => {
+                Failure::running(error).hint(DISK_HINT)
+            }
+            error => Failure::running(error),
+        }
     }
 }
 
 impl From<model::tokenizer::TokenizerError> for Failure {
     fn from(error: model::tokenizer::TokenizerError) -> Failure {
-        Failure::running(error)
+        match error {
+            model::tokenizer::TokenizerError::Io { .. } => Failure::running(error),
+            error => Failure::usage(error),
+        }
     }
 }
 

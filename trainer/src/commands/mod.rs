@@ -4,6 +4,7 @@
 //! [`Failure`] with its hint and exit code.
 
 mod bench;
+mod broken_invariant;
 mod eval;
 mod failure;
 mod generate;
@@ -12,7 +13,6 @@ mod logging;
 mod model_arguments;
 mod output;
 mod plan;
-
 mod resume;
 mod score;
 mod status;
@@ -46,7 +46,7 @@ Ctrl-C or SIGTERM ends a run after the current step, saved; a second one ends it
 Exit codes:
   0  done, or stopped on request after saving
   1  failed while running
-  2  wrong usage or configuration; nothing was run"
+  2  wrong usage, configuration or model"
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -71,16 +71,17 @@ impl Cli {
     /// # Errors
     /// Whatever kept it from being done.
     pub fn run(self) -> Result<(), Failure> {
-        match self.command {
-            Command::Train(args) => train::run(&args),
-            Command::Resume(args) => resume::run(&args),
-            Command::Status(args) => status::run(&args),
-            Command::Import(args) => import::run(&args),
-            Command::Generate(args) => generate::run(&args),
-            Command::Score(args) => score::run(&args),
-            Command::Eval(args) => eval::run(&args),
-            Command::Bench(args) => bench::run(&args),
-        }
+        broken_invariant::caught(|| match &self.command {
+            Command::Train(args) => train::run(args),
+            Command::Resume(args) => resume::run(args),
+            Command::Status(args) => status::run(args),
+            Command::Import(args) => import::run(args),
+            Command::Generate(args) => generate::run(args),
+            Command::Score(args) => score::run(args),
+            Command::Eval(args) => eval::run(args),
+            Command::Bench(args) => bench::run(args),
+        })
+        .inspect_err(logging::record_failure)
     }
 }
 

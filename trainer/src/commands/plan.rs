@@ -106,7 +106,7 @@ mod tests {
         let text = r#"(
             name: "a",
             model: (source: Random(
-                vocab_size: 100, hidden_size: 8, intermediate_size: 16, num_hidden_layers: 1,
+                vocab_size: 260, hidden_size: 8, intermediate_size: 16, num_hidden_layers: 1,
                 num_attention_heads: 2, num_key_value_heads: 1, head_dim: 4, rms_norm_eps: 1e-5,
                 rope_theta: 1e4, max_position_embeddings: 64, tie_word_embeddings: true,
                 eos_token_ids: [2],
@@ -126,10 +126,10 @@ mod tests {
     fn memory_counts_policy_reference_optimizer_cache_and_activations() {
         let config = config();
         let parts = policy::open(&config.model, 0).expect("a random model");
-        // Attention 8*4*(4 + 2) = 192, feed-forward 3*8*16 = 384, norms 16 + 8, embedding 800.
-        assert_eq!(parts.config.num_parameters(), 1400);
-        // Weights 1400 (4*2 + 12), cache (128 + 24) rows of 8 f32, one token of 8 f32 + 200 f32.
-        let expected = 1400 * 20 + 152 * 8 * 4 + (8 + 200) * 4;
+        // Attention 8*4*(4 + 2) = 192, feed-forward 3*8*16 = 384, norms 16 + 8, embedding 2080.
+        assert_eq!(parts.config.num_parameters(), 2680);
+        // Weights 2680 (4*2 + 12), cache (128 + 24) rows of 8 f32, one token of 8 f32 + 520 f32.
+        let expected = 2680 * 20 + 152 * 8 * 4 + (8 + 520) * 4;
         assert_eq!(memory_bytes(&config, &parts.config, Kind::Float), expected);
     }
 

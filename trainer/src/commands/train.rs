@@ -46,9 +46,7 @@ pub fn work(config: &RunConfig, folder: &RunFolder) -> Result<(), Failure> {
     logging::start_with_file(&folder.log_path())?;
     let stop = stop::on_signal()?;
     tracing::info!("run folder: {}", folder.root().display());
-    let outcome = orchestrator::run(config, folder, stop)
-        .map_err(Failure::from)
-        .inspect_err(logging::record_failure)?;
+    let outcome = orchestrator::run(config, folder, stop).map_err(Failure::from)?;
     if outcome == Outcome::Complete {
         let path = folder.metrics_path();
         let steps = metrics::read(&path)
