@@ -127,18 +127,12 @@ fn gate_gradient_under_replay_equals_the_finite_difference() {
     loss().backward();
     let parameters = model.parameters();
     let gate = parameters.iter().find(|p| p.name.ends_with("gate.weight"));
-    let mut gate = gate.unwrap().master.detach();
-    let slope = &model
-        .parameters()
-        .into_iter()
-        .find(|p| p.name.ends_with("gate.weight"))
-        .unwrap()
-        .master
-        .grad();
-    let direction = slope / slope.norm();
+    let gate = &gate.unwrap().master;
+    let (slope, mut gate) = (gate.grad(), gate.detach());
+    let direction = &slope / slope.norm();
     let mut shifted_loss = |by: f64| {
         gate += &direction * by;
-        let loss = tch::no_grad(&loss).double_value(&[]);
+        let loss = tch::no_grad(loss).double_value(&[]);
         gate -= &direction * by;
         loss
     };
