@@ -19,11 +19,6 @@ fn replaying(ids: &Tensor) -> ForwardOptions {
     }
 }
 
-/// Every expert id moved on by one.
-fn other_experts(ids: &Tensor) -> Tensor {
-    (ids + 1).remainder(4)
-}
-
 #[test]
 fn replayed_routing_reproduces_logits() {
     let input = branched(&sequence(1, 9), &[sequence(2, 8), sequence(3, 11)]);
