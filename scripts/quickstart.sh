@@ -46,6 +46,6 @@ if [ -f "$run/config.ron" ]; then
     exec "${baleen[@]}" resume "$run"
 fi
 free=$(($(df -Pk . | awk 'NR==2{print $4}') / 1024 / 1024))
-[ "$free" -ge 14 ] || say "warning: $PWD has $free GB free; the checkpoints of this run take up to 14 GB"
+[ "$free" -ge 10 ] || say "warning: $PWD has $free GB free; the run folder takes up to 9 GB"
 say "training into $run; see how it goes in another terminal: tail -f $run/log.txt"
 exec "${baleen[@]}" train configs/quickstart.ron --run "$run" "$@"
