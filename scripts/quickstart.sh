@@ -14,12 +14,15 @@ say() { printf 'quickstart: %s\n' "$*"; }
 # that costs more than it saves; asleep they cost a little more to wake.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 
+# Binaries find libtorch by themselves only in a target folder inside the checkout.
+export LD_LIBRARY_PATH="$PWD/.libtorch/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+
 scripts/setup.sh
 
 say "building baleen (the first build takes some minutes)"
 cargo build --locked --bin baleen
-# `cargo run` finds the binary and libtorch wherever the target folder lies, and becomes the program:
-# Ctrl-C and SIGTERM reach it.
+# `cargo run` finds the binary wherever the target folder lies, and becomes the program: Ctrl-C and
+# SIGTERM reach it.
 baleen=(cargo run --quiet --locked --bin baleen --)
 
 for argument in "$@"; do

@@ -7,8 +7,7 @@ step() { printf '\ntest: %s\n' "$*"; }
 
 # See scripts/quickstart.sh; test processes share the cores with each other.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
-# .cargo/config.toml leaves a variable alone that is set already, and the run paths inside the
-# binaries reach only target folders inside the checkout.
+# Binaries find libtorch by themselves only in a target folder inside the checkout.
 export LD_LIBRARY_PATH="$PWD/.libtorch/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 
 scripts/setup.sh

@@ -53,7 +53,8 @@ impl Parameter {
         }
     }
 
-    /// The f32 weight for a forward pass: norms, router and the indexer's head weights keep f32.
+    /// The f32 weight for a forward pass: the router, and the indexer's key norm and head weights,
+    /// keep f32. It is the master itself and needs no publishing.
     pub fn weight_f32(&self) -> Tensor {
         self.master.shallow_clone()
     }

@@ -244,13 +244,14 @@ impl Transformer {
         let mut records = Vec::new();
         for (index, layer) in self.layers.iter().enumerate() {
             let recorded = options.routing.layer(index);
-            let output = if options.activation_checkpointing {
+            let write = cache.map(|(cache, slots)| CacheWrite {
+                cache: &cache.layers[index],
+                slots,
+            });
+            // A pass that writes a cache has no backward to save memory for.
+            let output = if options.activation_checkpointing && write.is_none() {
                 checkpointed(layer, &x, &pack, request, recorded)
             } else {
-                let write = cache.map(|(cache, slots)| CacheWrite {
-                    cache: &cache.layers[index],
-                    slots,
-                });
                 layer.packed(&x, &pack, request, recorded.as_ref(), write)
             };
             x = output.x;
@@ -280,7 +281,7 @@ fn checkpointed(
 ) -> LayerOutput {
     let record = Rc::new(RefCell::new(None));
     let (layer, pack, sink) = (layer.clone(), pack.clone(), record.clone());
-    let mut outputs = kernels::autograd::checkpoint(&[x.shallow_clone()], move |inputs| {
+    let outputs = kernels::autograd::checkpoint(&[x.shallow_clone()], move |inputs| {
         let output = layer.packed(&inputs[0], &pack, request, recorded.as_ref(), None);
         // The recomputation in backward records the same again; nobody reads that.
         *sink.borrow_mut() = Some(output.record);
@@ -288,15 +289,11 @@ fn checkpointed(
             .chain(output.indexer_loss)
             .collect()
     });
-    let indexer_loss = request
-        .indexer_loss
-        .then(|| outputs.pop())
-        .flatten()
-        .filter(|_| !outputs.is_empty());
+    let mut outputs = outputs.into_iter();
     let record = record.borrow_mut().take().unwrap_or_default();
     LayerOutput {
-        x: outputs.swap_remove(0),
-        indexer_loss,
+        x: outputs.next().expect("the layer's output comes first"),
+        indexer_loss: outputs.next(),
         record,
     }
 }

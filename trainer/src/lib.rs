@@ -2,6 +2,7 @@
 
 pub mod advantage;
 pub mod batch;
+pub mod bench;
 pub mod checkpoint;
 pub mod commands;
 pub mod config;

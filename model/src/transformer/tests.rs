@@ -129,6 +129,11 @@ fn recording() -> ForwardOptions {
     }
 }
 
+/// Every expert id moved on by one.
+fn other_experts(ids: &Tensor) -> Tensor {
+    (ids + 1).remainder(4)
+}
+
 fn max_difference(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.size(), b.size());
     (a - b).abs().max().double_value(&[])

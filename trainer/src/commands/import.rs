@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use kernels::tch::{Device, Kind};
 use model::DsaConfig;
 
+use super::model_arguments::{parse_dsa, parse_upcycle};
 use super::{Failure, logging};
 use crate::config::{PolicyConfig, PolicySource, UpcycleConfig};
 use crate::policy;
@@ -75,70 +76,4 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         config.num_parameters() as f64 / 1e6
     );
     Ok(())
-}
-
-fn parse_upcycle(text: &str) -> Result<UpcycleConfig, String> {
-    let [experts, top_k] = numbers(text, ["experts", "top_k"])?;
-    Ok(UpcycleConfig { experts, top_k })
-}
-
-fn parse_dsa(text: &str) -> Result<DsaConfig, String> {
-    let [index_n_heads, index_head_dim, index_topk] = numbers(text, ["heads", "dim", "topk"])?;
-    Ok(DsaConfig {
-        index_n_heads,
-        index_head_dim,
-        index_topk,
-    })
-}
-
-/// The numbers of `a=1,b=2` in the order of `names`, every one of which must be there.
-fn numbers<const N: usize>(text: &str, names: [&str; N]) -> Result<[usize; N], String> {
-    let mut found = [None; N];
-    for part in text.split(',') {
-        let (name, value) = part
-            .split_once('=')
-            .ok_or_else(|| format!("'{part}' is not of the form name=number"))?;
-        let index = names
-            .iter()
-            .position(|known| *known == name.trim())
-            .ok_or_else(|| format!("unknown name '{name}'; valid: {}", names.join(", ")))?;
-        let value = value
-            .trim()
-            .parse()
-            .map_err(|_| format!("{name} must be a whole number, not '{value}'"))?;
-        found[index] = Some(value);
-    }
-    let mut numbers = [0; N];
-    for ((number, value), name) in numbers.iter_mut().zip(found).zip(names) {
-        *number = value.ok_or_else(|| format!("{name}=... is missing"))?;
-    }
-    Ok(numbers)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_come_in_any_order() {
-        assert_eq!(
-            numbers("top_k=2, experts=4", ["experts", "top_k"]),
-            Ok([4, 2])
-        );
-    }
-
-    #[test]
-    fn mistakes_are_named() {
-        let mistake = |text| numbers(text, ["experts", "top_k"]).expect_err("a mistake");
-        assert_eq!(mistake("experts=4"), "top_k=... is missing");
-        assert_eq!(
-            mistake("expert=4"),
-            "unknown name 'expert'; valid: experts, top_k"
-        );
-        assert_eq!(
-            mistake("experts=x,top_k=1"),
-            "experts must be a whole number, not 'x'"
-        );
-        assert_eq!(mistake("4,2"), "'4' is not of the form name=number");
-    }
 }

@@ -3,6 +3,7 @@
 //! Results go to standard output, all else to standard error. An error reaches `main` once, as a
 //! [`Failure`] with its hint and exit code.
 
+mod bench;
 mod broken_invariant;
 mod eval;
 mod failure;
@@ -38,6 +39,7 @@ Examples:
   baleen import model.gguf models/moe --upcycle experts=4,top_k=2 --dsa heads=4,dim=32,topk=16
   baleen generate models/moe --prompt 'What is 2 + 3?'
   baleen eval models/moe --family sums --level 2 --prompts 256
+  baleen bench smollm2-135m --dtype f32            how fast this machine is, against its limits
 
 Ctrl-C or SIGTERM ends a run after the current step, saved; a second one ends it at once.
 
@@ -60,6 +62,7 @@ enum Command {
     Generate(generate::Args),
     Score(score::Args),
     Eval(eval::Args),
+    Bench(bench::Args),
 }
 
 impl Cli {
@@ -76,6 +79,7 @@ impl Cli {
             Command::Generate(args) => generate::run(args),
             Command::Score(args) => score::run(args),
             Command::Eval(args) => eval::run(args),
+            Command::Bench(args) => bench::run(args),
         })
         .inspect_err(logging::record_failure)
     }
@@ -100,7 +104,7 @@ mod tests {
             .map(str::trim)
             .filter(|line| line.starts_with("baleen "))
             .collect();
-        assert_eq!(examples.len(), 8);
+        assert_eq!(examples.len(), 9);
         for example in examples {
             let without_comment = example.split("  ").next().expect("split gives one");
             // Enough shell for the examples: a quoted argument stays one.

@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use kernels::tch::{Device, Kind};
-use model::{Attention, ForwardOptions, Routing, Tokenizer, Transformer};
+use model::{Attention, DsaConfig, ForwardOptions, Routing, Tokenizer, Transformer};
 use rollout::SamplingConfig;
 use rollout::engine::GenerationSettings;
 
 use super::{Failure, logging};
 use crate::checkpoint::Checkpoints;
-use crate::config::{Compute, PolicyConfig, PolicySource};
+use crate::config::{Compute, PolicyConfig, PolicySource, UpcycleConfig};
 use crate::error::TrainerError;
 use crate::policy;
 use crate::run_folder::RunLayout;
@@ -58,9 +58,7 @@ pub struct LoadedModel {
 impl ModelArguments {
     /// Loads the model; log lines go to standard error from here on.
     pub fn load(&self) -> Result<LoadedModel, Failure> {
-        logging::start()?;
-        let device = kernels::runtime::start(self.threads).device;
-        let kind = policy::compute_kind(self.compute(), device);
+        let (kind, device) = self.start()?;
         let layout = RunLayout::new(&self.model);
         let (policy, tokenizer, attention) = if layout.is_run() {
             policy_of_run(&layout, kind, device)?
@@ -68,15 +66,32 @@ impl ModelArguments {
             let (policy, tokenizer) = load_path(&self.model, kind, device)?;
             (policy, tokenizer, Attention::Sparse)
         };
-        Ok(LoadedModel {
+        Ok(self.loaded(policy, tokenizer, attention))
+    }
+
+    /// The same, but `source` instead of what `model` names.
+    pub fn load_policy(&self, source: &PolicyConfig) -> Result<LoadedModel, Failure> {
+        let (kind, device) = self.start()?;
+        let (policy, tokenizer) = policy::load(policy::open(source, 0)?, kind, device)?;
+        Ok(self.loaded(policy, tokenizer, Attention::Sparse))
+    }
+
+    fn start(&self) -> Result<(Kind, Device), Failure> {
+        logging::start()?;
+        let device = kernels::runtime::start(self.threads).device;
+        Ok((policy::compute_kind(self.compute(), device), device))
+    }
+
+    fn loaded(&self, policy: Transformer, tokenizer: Tokenizer, own: Attention) -> LoadedModel {
+        LoadedModel {
             policy,
             tokenizer,
             attention: match self.attention {
                 Some(AttentionArgument::Sparse) => Attention::Sparse,
                 Some(AttentionArgument::Dense) => Attention::Dense,
-                None => attention,
+                None => own,
             },
-        })
+        }
     }
 
     fn compute(&self) -> Compute {
@@ -171,5 +186,73 @@ impl LoadedModel {
             record_selected,
             ..ForwardOptions::inference()
         }
+    }
+}
+
+/// Reads `experts=4,top_k=2`.
+pub fn parse_upcycle(text: &str) -> Result<UpcycleConfig, String> {
+    let [experts, top_k] = numbers(text, ["experts", "top_k"])?;
+    Ok(UpcycleConfig { experts, top_k })
+}
+
+/// Reads `heads=4,dim=32,topk=16`.
+pub fn parse_dsa(text: &str) -> Result<DsaConfig, String> {
+    let [index_n_heads, index_head_dim, index_topk] = numbers(text, ["heads", "dim", "topk"])?;
+    Ok(DsaConfig {
+        index_n_heads,
+        index_head_dim,
+        index_topk,
+    })
+}
+
+/// The numbers of `a=1,b=2` in the order of `names`, every one of which must be there.
+fn numbers<const N: usize>(text: &str, names: [&str; N]) -> Result<[usize; N], String> {
+    let mut found = [None; N];
+    for part in text.split(',') {
+        let (name, value) = part
+            .split_once('=')
+            .ok_or_else(|| format!("'{part}' is not of the form name=number"))?;
+        let index = names
+            .iter()
+            .position(|known| *known == name.trim())
+            .ok_or_else(|| format!("unknown name '{name}'; valid: {}", names.join(", ")))?;
+        let value = value
+            .trim()
+            .parse()
+            .map_err(|_| format!("{name} must be a whole number, not '{value}'"))?;
+        found[index] = Some(value);
+    }
+    let mut numbers = [0; N];
+    for ((number, value), name) in numbers.iter_mut().zip(found).zip(names) {
+        *number = value.ok_or_else(|| format!("{name}=... is missing"))?;
+    }
+    Ok(numbers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_come_in_any_order() {
+        assert_eq!(
+            numbers("top_k=2, experts=4", ["experts", "top_k"]),
+            Ok([4, 2])
+        );
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let mistake = |text| numbers(text, ["experts", "top_k"]).expect_err("a mistake");
+        assert_eq!(mistake("experts=4"), "top_k=... is missing");
+        assert_eq!(
+            mistake("expert=4"),
+            "unknown name 'expert'; valid: experts, top_k"
+        );
+        assert_eq!(
+            mistake("experts=x,top_k=1"),
+            "experts must be a whole number, not 'x'"
+        );
+        assert_eq!(mistake("4,2"), "'4' is not of the form name=number");
     }
 }

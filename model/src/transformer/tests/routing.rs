@@ -19,11 +19,6 @@ fn replaying(ids: &Tensor) -> ForwardOptions {
     }
 }
 
-/// Every expert id moved on by one.
-fn other_experts(ids: &Tensor) -> Tensor {
-    (ids + 1).remainder(4)
-}
-
 #[test]
 fn replayed_routing_reproduces_logits() {
     let input = branched(&sequence(1, 9), &[sequence(2, 8), sequence(3, 11)]);
@@ -127,18 +122,12 @@ fn gate_gradient_under_replay_equals_the_finite_difference() {
     loss().backward();
     let parameters = model.parameters();
     let gate = parameters.iter().find(|p| p.name.ends_with("gate.weight"));
-    let mut gate = gate.unwrap().master.detach();
-    let slope = &model
-        .parameters()
-        .into_iter()
-        .find(|p| p.name.ends_with("gate.weight"))
-        .unwrap()
-        .master
-        .grad();
-    let direction = slope / slope.norm();
+    let gate = &gate.unwrap().master;
+    let (slope, mut gate) = (gate.grad(), gate.detach());
+    let direction = &slope / slope.norm();
     let mut shifted_loss = |by: f64| {
         gate += &direction * by;
-        let loss = tch::no_grad(&loss).double_value(&[]);
+        let loss = tch::no_grad(loss).double_value(&[]);
         gate -= &direction * by;
         loss
     };

@@ -1,0 +1,88 @@
+use kernels::tch::Device;
+use model::random_model::RandomSource;
+use model::{Attention, Transformer};
+
+use super::timing::Timing;
+use super::*;
+
+fn tiny() -> Transformer {
+    kernels::tch::set_num_threads(1);
+    let config = ModelConfig {
+        vocab_size: 64,
+        hidden_size: 16,
+        intermediate_size: 32,
+        num_hidden_layers: 2,
+        num_attention_heads: 2,
+        num_key_value_heads: 1,
+        head_dim: 8,
+        ..smollm2_135m()
+    };
+    let mut source = RandomSource::new(&config, 1);
+    Transformer::load(&config, &mut source, Kind::Float, Device::Cpu).expect("random weights")
+}
+
+#[test]
+fn every_part_has_its_rows_within_100_columns() {
+    let policy = tiny();
+    let subject = Subject {
+        policy: &policy,
+        attention: Attention::Dense,
+        timing: Timing { repeats: 1 },
+    };
+    let mut names = Vec::new();
+    let parts = [Part::Prefill, Part::Decode, Part::Train, Part::Grpo];
+    run::<TrainerError>(&subject, &parts, |text| {
+        for line in text.lines() {
+            assert!(line.len() <= 100, "{line}");
+            names.push(line.split("  ").next().unwrap_or("").to_string());
+        }
+        Ok(())
+    })
+    .expect("measured");
+    for name in [
+        "product 2048x2048x2048 f32",
+        "memory read",
+        "prefill, 512 tokens",
+        "decode, batch 1",
+        "decode, batch 16",
+        "decode, batch 64",
+        "train, 1024 tokens",
+        "GRPO step, 8x8 samples",
+        "peak memory",
+    ] {
+        assert!(names.contains(&name.to_string()), "{name} in {names:?}");
+    }
+}
+
+#[test]
+fn a_row_tells_speed_needs_limit_and_share() {
+    let ceilings = Ceilings {
+        flops_per_sec: 100e9,
+        bytes_per_sec: 10e9,
+    };
+    let work = Work {
+        flops: 50e9,
+        bytes: 1e9,
+    };
+    assert_eq!(
+        line("decode, batch 64", 1536, 2.0, work, ceilings),
+        "decode, batch 64                768.0      2.000         50.0      1.00      0.500      25 %"
+    );
+}
+
+#[test]
+fn a_grpo_step_trains_each_prompt_once_and_no_last_token() {
+    let policy = tiny();
+    let subject = Subject {
+        policy: &policy,
+        attention: Attention::Dense,
+        timing: Timing { repeats: 1 },
+    };
+    let [_, learning] = workloads::grpo_work(&subject);
+    // Of a layer: 16 x 8 x 6 for attention and 3 x 16 x 32 for the feed-forward; 64 x 16 the head.
+    // Tokens 8 x (30 + 8 x 23), keys 8 x (465 + 8 x (713 + 253)), 4 x 16 operations each.
+    let forward = 2.0 * 1712.0 * 2.0 * 2304.0
+        + 2.0 * 64.0 * 8.0 * (465.0 + 8.0 * 966.0)
+        + 2.0 * 1536.0 * 1024.0;
+    assert_eq!(learning.flops, 3.0 * forward);
+}

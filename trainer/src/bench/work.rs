@@ -1,0 +1,302 @@
+//! What a pass needs at least: floating-point operations of its products, bytes it can't avoid.
+//!
+//! Operations, two a multiply-add, of T tokens that attend to K keys together, N of them through the
+//! output head, in L layers: `2 T L (attention + k ffn + router + indexer) + L (4 heads head_dim K +
+//! 2 H_I d_I V) + 2 N V hidden`, with K keys attended and V keys visible. Bytes: every weight that is
+//! used once, and the cache read and written; activations are taken to stay in the processor's caches.
+
+use std::iter::Sum;
+use std::ops::{Add, Mul};
+
+use kernels::tch::Kind;
+use model::{Attention, ModelConfig};
+
+/// Bytes an optimizer step moves for each parameter: the gradient written in f32, then master,
+/// gradient and both moments read, and master and both moments written.
+const OPTIMIZER_BYTES: f64 = 4.0 + 7.0 * 4.0;
+
+/// Operations and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Work {
+    /// Floating-point operations, two a multiply-add.
+    pub flops: f64,
+    /// Bytes read and written.
+    pub bytes: f64,
+}
+
+impl Add for Work {
+    type Output = Work;
+
+    fn add(self, other: Work) -> Work {
+        Work {
+            flops: self.flops + other.flops,
+            bytes: self.bytes + other.bytes,
+        }
+    }
+}
+
+impl Mul<f64> for Work {
+    type Output = Work;
+
+    fn mul(self, times: f64) -> Work {
+        Work {
+            flops: self.flops * times,
+            bytes: self.bytes * times,
+        }
+    }
+}
+
+impl Sum for Work {
+    fn sum<I: Iterator<Item = Work>>(works: I) -> Work {
+        works.fold(Work::default(), Add::add)
+    }
+}
+
+/// The product of `[rows, inner]` and `[inner, columns]` in `kind`.
+pub fn product([rows, inner, columns]: [i64; 3], kind: Kind) -> Work {
+    let (m, k, n) = (rows as f64, inner as f64, columns as f64);
+    Work {
+        flops: 2.0 * m * k * n,
+        bytes: (m * k + k * n + m * n) * kind.elt_size_in_bytes() as f64,
+    }
+}
+
+/// What tokens of a forward pass see of each other and of the cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Tokens {
+    /// Tokens forwarded.
+    pub count: usize,
+    /// Keys that the main attention reads, summed over tokens.
+    pub keys_attended: usize,
+    /// Keys that the indexer scores, summed over tokens; 0 where none selects.
+    pub keys_scored: usize,
+    /// Tokens put through the output head.
+    pub predicted: usize,
+}
+
+impl Tokens {
+    /// Tokens at `positions` of their own sequences, `predicted` of them through the head.
+    pub fn at(
+        positions: impl Iterator<Item = usize>,
+        predicted: usize,
+        config: &ModelConfig,
+        attention: Attention,
+    ) -> Tokens {
+        let topk = match (&config.dsa, attention) {
+            (Some(dsa), Attention::Sparse) => Some(dsa.index_topk),
+            _ => None,
+        };
+        let mut tokens = Tokens {
+            predicted,
+            ..Tokens::default()
+        };
+        for position in positions {
+            let visible = position + 1;
+            tokens.count += 1;
+            tokens.keys_attended += topk.map_or(visible, |topk| topk.min(visible));
+            tokens.keys_scored += topk.map_or(0, |_| visible);
+        }
+        tokens
+    }
+}
+
+/// A forward pass without its cache traffic.
+pub fn forward(config: &ModelConfig, kind: Kind, tokens: Tokens) -> Work {
+    let count = tokens.count as f64;
+    let layers = config.num_hidden_layers as f64;
+    let (ffn, router, used) = match &config.moe {
+        None => (1.0, 0.0, 1.0),
+        Some(moe) => {
+            let (experts, top_k) = (moe.num_experts as f64, moe.num_experts_per_tok as f64);
+            // Tokens spread over the experts as far as they go.
+            let used = (count * top_k).min(experts);
+            (top_k, experts * config.hidden_size as f64, used)
+        }
+    };
+    let (indexer, scoring) = config.dsa.as_ref().map_or((0.0, 0.0), |dsa| {
+        let width = dsa.index_n_heads * (dsa.index_head_dim + 1) + dsa.index_head_dim;
+        let scoring = 2 * dsa.index_n_heads * dsa.index_head_dim;
+        let is_used = if tokens.keys_scored > 0 { 1.0 } else { 0.0 };
+        (
+            (config.hidden_size * width) as f64 * is_used,
+            scoring as f64,
+        )
+    });
+    let fixed = attention_weights(config) + router + indexer;
+    let one_ffn = (3 * config.hidden_size * config.intermediate_size) as f64;
+    let head = (config.vocab_size * config.hidden_size) as f64;
+    let attended = (4 * config.num_attention_heads * config.head_dim * tokens.keys_attended) as f64;
+    let is_predicting = if tokens.predicted > 0 { 1.0 } else { 0.0 };
+    Work {
+        flops: 2.0 * count * layers * (fixed + ffn * one_ffn)
+            + layers * (attended + scoring * tokens.keys_scored as f64)
+            + 2.0 * tokens.predicted as f64 * head,
+        bytes: (layers * (fixed + used * one_ffn) + is_predicting * head)
+            * kind.elt_size_in_bytes() as f64,
+    }
+}
+
+/// Prefill of one prompt of `len` tokens whose last predicts the next, with its keys and values
+/// written.
+pub fn prefill(config: &ModelConfig, kind: Kind, attention: Attention, len: usize) -> Work {
+    let tokens = Tokens::at(0..len, 1, config, attention);
+    let written = (len * token_cache_bytes(config, kind)) as f64;
+    forward(config, kind, tokens)
+        + Work {
+            flops: 0.0,
+            bytes: written,
+        }
+}
+
+/// One decode step of `batch` sequences that hold `context` tokens each, with the attended keys and
+/// values and the scored indexer keys read, and those of the new tokens written.
+pub fn decode(
+    config: &ModelConfig,
+    kind: Kind,
+    attention: Attention,
+    batch: usize,
+    context: usize,
+) -> Work {
+    let positions = std::iter::repeat_n(context, batch);
+    let tokens = Tokens::at(positions, batch, config, attention);
+    let key_value = 2 * config.num_key_value_heads * config.head_dim * tokens.keys_attended;
+    let index_dim = config.dsa.as_ref().map_or(0, |dsa| dsa.index_head_dim);
+    let read = config.num_hidden_layers * (key_value + index_dim * tokens.keys_scored);
+    let bytes = read * kind.elt_size_in_bytes() + batch * token_cache_bytes(config, kind);
+    forward(config, kind, tokens)
+        + Work {
+            flops: 0.0,
+            bytes: bytes as f64,
+        }
+}
+
+/// Forward, backward (twice the operations, the weights read once more) and the optimizer's update.
+pub fn training_step(config: &ModelConfig, kind: Kind, tokens: Tokens) -> Work {
+    let forward = forward(config, kind, tokens);
+    let copies = match kind {
+        Kind::Float => 0.0,
+        // The compute copy is written anew.
+        _ => kind.elt_size_in_bytes() as f64,
+    };
+    Work {
+        flops: 3.0 * forward.flops,
+        bytes: 2.0 * forward.bytes + config.num_parameters() as f64 * (OPTIMIZER_BYTES + copies),
+    }
+}
+
+/// Weights of one layer's four attention projections.
+fn attention_weights(config: &ModelConfig) -> f64 {
+    let heads = 2 * (config.num_attention_heads + config.num_key_value_heads);
+    (config.hidden_size * config.head_dim * heads) as f64
+}
+
+fn token_cache_bytes(config: &ModelConfig, kind: Kind) -> usize {
+    model::KvCache::slot_bytes(config, 1, kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use model::config::ScoringFunc;
+    use model::{DsaConfig, MoeConfig};
+
+    use super::*;
+    use crate::bench::smollm2_135m;
+
+    #[test]
+    fn a_product_multiplies_and_adds_every_pair() {
+        let work = product([32, 576, 1536], Kind::Float);
+        assert_eq!(work.flops, 56_623_104.0);
+        // (32 x 576 + 576 x 1536 + 32 x 1536) x 4
+        assert_eq!(work.bytes, 3_809_280.0);
+    }
+
+    #[test]
+    fn decode_of_one_token_reads_every_weight_of_a_dense_model() {
+        let config = smollm2_135m();
+        let work = decode(&config, Kind::Float, Attention::Dense, 1, 0);
+        // 30 x (884,736 + 2,654,208) + 49152 x 576 weights used, the norms left out.
+        let weights = 30.0 * 3_538_944.0 + 28_311_552.0;
+        assert_eq!(weights, 134_479_872.0);
+        // 4 x 9 x 64 a key and layer; one key visible.
+        assert_eq!(work.flops, 2.0 * weights + 30.0 * 2304.0);
+        // 2 x 3 x 64 numbers a token and layer, written and read.
+        assert_eq!(work.bytes, 4.0 * (weights + 2.0 * 30.0 * 384.0));
+    }
+
+    #[test]
+    fn a_batch_shares_the_weights_and_reads_its_own_cache() {
+        let config = smollm2_135m();
+        let work = decode(&config, Kind::BFloat16, Attention::Dense, 64, 75);
+        assert_eq!(
+            work.flops,
+            64.0 * (2.0 * 134_479_872.0 + 30.0 * 2304.0 * 76.0)
+        );
+        assert_eq!(
+            work.bytes,
+            2.0 * (134_479_872.0 + 64.0 * 30.0 * 384.0 * (76.0 + 1.0))
+        );
+    }
+
+    #[test]
+    fn prefill_attends_to_what_precedes_and_predicts_once() {
+        let config = smollm2_135m();
+        let work = prefill(&config, Kind::Float, Attention::Dense, 512);
+        // 512 x 513 / 2 = 131,328 keys.
+        let layers = 512.0 * 3_538_944.0 * 2.0 + 2304.0 * 131_328.0;
+        assert_eq!(work.flops, 30.0 * layers + 2.0 * 28_311_552.0);
+        assert_eq!(work.bytes, 4.0 * (134_479_872.0 + 512.0 * 30.0 * 384.0));
+    }
+
+    #[test]
+    fn experts_and_selected_keys_count_as_far_as_they_are_used() {
+        let config = ModelConfig {
+            moe: Some(MoeConfig {
+                num_experts: 4,
+                num_experts_per_tok: 2,
+                scoring_func: ScoringFunc::Softmax,
+            }),
+            dsa: Some(DsaConfig {
+                index_n_heads: 4,
+                index_head_dim: 32,
+                index_topk: 16,
+            }),
+            ..smollm2_135m()
+        };
+        // Router 4 x 576; indexer 576 x (4 x 32 + 32 + 4).
+        let fixed = 884_736.0 + 2304.0 + 94_464.0;
+        let (ffn, head) = (2_654_208.0, 28_311_552.0);
+        let one = decode(&config, Kind::Float, Attention::Sparse, 1, 99);
+        let products = 2.0 * (30.0 * (fixed + 2.0 * ffn) + head);
+        // 16 keys attended at 2304, 100 scored at 2 x 4 x 32.
+        assert_eq!(one.flops, products + 30.0 * (2304.0 * 16.0 + 256.0 * 100.0));
+        // Cache: 16 x 384 and 100 x 32 numbers read, 384 + 32 written.
+        let cache = 30.0 * (6144.0 + 3200.0 + 416.0);
+        assert_eq!(one.bytes, 4.0 * (30.0 * (fixed + 2.0 * ffn) + head + cache));
+        // Two tokens may use all four experts, more tokens no more than four.
+        for batch in [2, 64] {
+            let many = decode(&config, Kind::Float, Attention::Sparse, batch, 99);
+            let weights = 30.0 * (fixed + 4.0 * ffn) + head;
+            assert_eq!(many.bytes, 4.0 * (weights + batch as f64 * cache));
+        }
+    }
+
+    #[test]
+    fn training_takes_three_forward_passes_and_an_update_of_every_parameter() {
+        let config = smollm2_135m();
+        let tokens = Tokens {
+            count: 10,
+            predicted: 10,
+            ..Tokens::default()
+        };
+        let f32_step = training_step(&config, Kind::Float, tokens);
+        assert_eq!(f32_step.flops, 3.0 * 20.0 * 134_479_872.0);
+        // 134,515,008 parameters, the norms included.
+        let update = 134_515_008.0 * 32.0;
+        assert_eq!(f32_step.bytes, 2.0 * 4.0 * 134_479_872.0 + update);
+        let bf16_step = training_step(&config, Kind::BFloat16, tokens);
+        assert_eq!(
+            bf16_step.bytes,
+            2.0 * 2.0 * 134_479_872.0 + update + 134_515_008.0 * 2.0
+        );
+    }
+}

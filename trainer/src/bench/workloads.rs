@@ -1,0 +1,324 @@
+//! What a run spends its time on, on random tokens: prefill, decode, training, a GRPO step.
+//!
+//! Each returns seconds. Results are read by the host before the clock stops, so that a GPU has
+//! finished. Lengths are forced: no token ends a completion, every group counts.
+
+use environments::{Family, Split, TaskKey};
+use kernels::tch::Tensor;
+use model::{Attention, ForwardOptions, KvCache, ModelConfig, Routing, Transformer};
+use rollout::sampler::sample_batch;
+use rollout::{GenerationSettings, Prompt, SamplingConfig, draws};
+
+use super::ceilings::wait_for;
+use super::timing::{Timing, median_parts, secs};
+use super::work::{self, Tokens, Work};
+use crate::batch::TextDocument;
+use crate::config::{
+    CheckpointConfig, Compute, Decay, EvaluationConfig, GrpoConfig, LearningRate, OptimizerConfig,
+    PolicyConfig, PolicySource, RunConfig, TextConfig,
+};
+use crate::error::TrainerError;
+use crate::learner::{self, GrpoLearner, TextObjective};
+use crate::optimizer::AdamW;
+
+/// Tokens of the prefill.
+pub const PREFILL_TOKENS: usize = 512;
+/// Tokens that each sequence holds before decoding.
+pub const DECODE_CONTEXT: usize = 64;
+/// Tokens of a completion.
+pub const NEW_TOKENS: usize = 24;
+/// Documents of the training step and their tokens: 1024 together.
+pub const TRAIN_DOCUMENTS: [usize; 2] = [8, 128];
+/// Prompts of the GRPO step, samples of each, and tokens of a prompt.
+pub const GRPO_SHAPE: [usize; 3] = [8, 8, 30];
+/// Small enough that repeated steps leave the weights as they are for all that speed depends on.
+const LEARNING_RATE: f64 = 1e-7;
+
+/// The policy to measure.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    /// Policy.
+    pub policy: &'a Transformer,
+    /// Its attention.
+    pub attention: Attention,
+    /// How often to measure.
+    pub timing: Timing,
+}
+
+impl Subject<'_> {
+    fn config(&self) -> &ModelConfig {
+        self.policy.config()
+    }
+
+    fn inference(&self) -> ForwardOptions {
+        ForwardOptions {
+            routing: Routing::Record,
+            attention: self.attention,
+            ..ForwardOptions::inference()
+        }
+    }
+
+    fn cache(&self, slots: usize, capacity: usize) -> KvCache {
+        let policy = self.policy;
+        KvCache::new(
+            self.config(),
+            slots,
+            capacity,
+            policy.kind(),
+            policy.device(),
+        )
+    }
+
+    /// A prompt of [`PREFILL_TOKENS`], to the logits of its next token.
+    pub fn prefill(&self) -> f64 {
+        let prompt = self.random_tokens(0, PREFILL_TOKENS);
+        let mut cache = self.cache(1, PREFILL_TOKENS);
+        let options = self.inference();
+        self.median(|| {
+            let output = self.policy.prefill(&mut cache, &[0], &[&prompt], &options);
+            let last = output.hidden.narrow(0, PREFILL_TOKENS as i64 - 1, 1);
+            wait_for(&self.policy.logits(&last));
+        })
+    }
+
+    /// [`NEW_TOKENS`] for each of `batch` sequences, drawn with their log-probs.
+    pub fn decode(&self, batch: usize) -> f64 {
+        let prompt = self.random_tokens(1, DECODE_CONTEXT);
+        let mut cache = self.cache(batch, DECODE_CONTEXT + NEW_TOKENS);
+        let options = self.inference();
+        self.policy.prefill(&mut cache, &[0], &[&prompt], &options);
+        for slot in 1..batch {
+            cache.copy_slot(0, slot);
+        }
+        let sampling = SamplingConfig::default();
+        let vocab = self.config().vocab_size as i64;
+        let first = vec![i64::from(prompt[0]); batch];
+        self.median(|| {
+            cache.lengths.fill(DECODE_CONTEXT as i64);
+            let mut tokens = first.clone();
+            for position in 0..NEW_TOKENS as u64 {
+                let input = Tensor::from_slice(&tokens).to_device(self.policy.device());
+                let output = self.policy.decode(&mut cache, &input, &options);
+                let logits = self.policy.logits(&output.hidden);
+                let draws: Vec<f64> = (0..batch as u64)
+                    .map(|sample| draws::uniform(0, 0, sample, position))
+                    .collect();
+                tokens = sample_batch(&logits, &sampling, &draws, vocab)
+                    .iter()
+                    .map(|token| i64::from(token.id))
+                    .collect();
+            }
+        })
+    }
+
+    /// One step on packed text: forward, backward, AdamW.
+    ///
+    /// # Errors
+    /// Gradients that are not finite.
+    pub fn train(&self) -> Result<f64, TrainerError> {
+        let [count, len] = TRAIN_DOCUMENTS;
+        let documents: Vec<TextDocument> = (0..count as u64)
+            .map(|index| TextDocument {
+                tokens: self.random_tokens(index, len),
+                loss_from: 1,
+            })
+            .collect();
+        let objective = TextObjective {
+            attention: self.attention,
+            language_loss: true,
+            indexer_loss: false,
+        };
+        let config = run_config();
+        let mut optimizer = AdamW::new(&config.optimizer);
+        let [secs] = median_parts(self.timing, || {
+            let mut taken = Ok(());
+            let secs = secs(|| {
+                taken = learner::text_step(
+                    &config,
+                    self.policy,
+                    &mut optimizer,
+                    &documents,
+                    objective,
+                    LEARNING_RATE,
+                )
+                .map(|_| ());
+            });
+            taken.map(|()| [secs])
+        })?;
+        Ok(secs)
+    }
+
+    /// One GRPO step without a reference policy: seconds of the rollout and of learning from it.
+    ///
+    /// # Errors
+    /// Sampling, or gradients that are not finite.
+    pub fn grpo(&self) -> Result<[f64; 2], TrainerError> {
+        let [num_prompts, group_size, prompt_len] = GRPO_SHAPE;
+        let (config, stage) = (run_config(), grpo_config());
+        let settings = GenerationSettings {
+            sampling: SamplingConfig {
+                max_new_tokens: NEW_TOKENS,
+                ..SamplingConfig::default()
+            },
+            attention: self.attention,
+            stop_tokens: Vec::new(),
+            allowed_vocab: self.config().vocab_size,
+            seed: 0,
+            policy_version: 0,
+            max_batch_sequences: num_prompts * group_size,
+        };
+        let learner = GrpoLearner {
+            config: &config,
+            stage: &stage,
+            attention: self.attention,
+            policy: self.policy,
+            reference: None,
+        };
+        // Random text earns nothing; these advantages let every group be learnt from.
+        let signs = [Some(0.5), Some(-0.5)].into_iter().cycle();
+        let advantages = vec![signs.take(group_size).collect(); num_prompts];
+        let mut optimizer = AdamW::new(&config.optimizer);
+        median_parts(self.timing, || {
+            let prompts: Vec<Prompt> = (0..num_prompts as u64)
+                .map(|id| self.prompt(id, prompt_len))
+                .collect();
+            let mut rollout = None;
+            let rollout_secs = secs(|| {
+                rollout = Some(rollout::sample_groups(
+                    self.policy,
+                    prompts,
+                    group_size,
+                    &settings,
+                    &|_| String::new(),
+                    &mut |_, _| {},
+                ));
+            });
+            let (groups, _) = rollout.expect("assigned above")?;
+            let mut taken = Ok(());
+            let learning_secs = secs(|| {
+                taken = learner
+                    .step(&mut optimizer, &groups, &advantages, |_| LEARNING_RATE)
+                    .map(|_| ());
+            });
+            taken.map(|()| [rollout_secs, learning_secs])
+        })
+    }
+
+    fn prompt(&self, id: u64, len: usize) -> Prompt {
+        Prompt {
+            id,
+            task: TaskKey {
+                family: Family::Sums,
+                split: Split::Train,
+                level: 1,
+                seed: id,
+            },
+            question: String::new(),
+            tokens: self.random_tokens(id, len),
+        }
+    }
+
+    fn random_tokens(&self, document: u64, len: usize) -> Vec<u32> {
+        let vocab = self.config().vocab_size as f64;
+        (0..len as u64)
+            .map(|position| (draws::uniform(1, document, 0, position) * vocab) as u32)
+            .collect()
+    }
+
+    fn median(&self, mut work: impl FnMut()) -> f64 {
+        let timed = || Ok::<_, std::convert::Infallible>([secs(&mut work)]);
+        let Ok([secs]) = median_parts(self.timing, timed);
+        secs
+    }
+}
+
+/// What [`Subject::prefill`] needs.
+pub fn prefill_work(subject: &Subject) -> Work {
+    let kind = subject.policy.kind();
+    work::prefill(subject.config(), kind, subject.attention, PREFILL_TOKENS)
+}
+
+/// What [`Subject::decode`] needs.
+pub fn decode_work(subject: &Subject, batch: usize) -> Work {
+    decode_steps(subject, batch, DECODE_CONTEXT, NEW_TOKENS)
+}
+
+/// What [`Subject::train`] needs.
+pub fn train_work(subject: &Subject) -> Work {
+    let [count, len] = TRAIN_DOCUMENTS;
+    let positions = (0..count).flat_map(|_| 0..len);
+    let (config, predicted) = (subject.config(), count * (len - 1));
+    let tokens = Tokens::at(positions, predicted, config, subject.attention);
+    work::training_step(config, subject.policy.kind(), tokens)
+}
+
+/// What [`Subject::grpo`] needs: the rollout, and learning from it. The first token comes from the
+/// prefill; the last one is never forwarded; a group's prompt is trained on once.
+pub fn grpo_work(subject: &Subject) -> [Work; 2] {
+    let [num_prompts, group_size, prompt_len] = GRPO_SHAPE;
+    let (config, kind) = (subject.config(), subject.policy.kind());
+    let samples = num_prompts * group_size;
+    let prompts = (0..num_prompts).flat_map(|_| 0..prompt_len);
+    let prompts = Tokens::at(prompts, num_prompts, config, subject.attention);
+    let rollout = work::forward(config, kind, prompts)
+        + decode_steps(subject, samples, prompt_len, NEW_TOKENS - 1);
+    let branch = || prompt_len..prompt_len + NEW_TOKENS - 1;
+    let group = || (0..prompt_len).chain((0..group_size).flat_map(move |_| branch()));
+    let positions = (0..num_prompts).flat_map(|_| group());
+    let tokens = Tokens::at(positions, samples * NEW_TOKENS, config, subject.attention);
+    [rollout, work::training_step(config, kind, tokens)]
+}
+
+fn decode_steps(subject: &Subject, batch: usize, context: usize, steps: usize) -> Work {
+    let (config, kind) = (subject.config(), subject.policy.kind());
+    (context..context + steps)
+        .map(|held| work::decode(config, kind, subject.attention, batch, held))
+        .sum()
+}
+
+/// The defaults of a run; what names files or stages is not read here.
+fn run_config() -> RunConfig {
+    RunConfig {
+        name: "bench".to_string(),
+        seed: 0,
+        model: PolicyConfig {
+            source: PolicySource::Path(String::new()),
+            upcycle: None,
+            dsa: None,
+        },
+        environments: Vec::new(),
+        system_prompt: None,
+        sampling: SamplingConfig::default(),
+        max_batch_sequences: 64,
+        text: TextConfig::Solutions,
+        stages: Vec::new(),
+        optimizer: OptimizerConfig::default(),
+        evaluation: EvaluationConfig::default(),
+        checkpoints: CheckpointConfig::default(),
+        compute: Compute::Auto,
+        micro_batch_tokens: 2048,
+        activation_checkpointing: false,
+        threads: 0,
+    }
+}
+
+fn grpo_config() -> GrpoConfig {
+    let [prompts_per_step, group_size, _] = GRPO_SHAPE;
+    GrpoConfig {
+        steps: 1,
+        prompts_per_step,
+        group_size,
+        mini_batches: 1,
+        learning_rate: LearningRate {
+            peak: LEARNING_RATE,
+            warmup_steps: 0,
+            decay: Decay::Constant,
+        },
+        clip_epsilon: 0.2,
+        kl_beta: 0.0,
+        off_policy_delta: Some(0.1),
+        keep_routing: true,
+        keep_sampling_mask: true,
+        train_indexer: false,
+    }
+}

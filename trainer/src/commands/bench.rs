@@ -1,0 +1,102 @@
+//! `baleen bench`: how fast a model computes on this machine, against what the machine can do.
+
+use std::path::Path;
+
+use model::DsaConfig;
+
+use super::model_arguments::{LoadedModel, ModelArguments, parse_dsa, parse_upcycle};
+use super::{Failure, output};
+use crate::bench::timing::Timing;
+use crate::bench::workloads::Subject;
+use crate::bench::{self, Part};
+use crate::config::{PolicyConfig, PolicySource, UpcycleConfig};
+
+/// Stands for random weights of that model's shape.
+const RANDOM_MODEL: &str = "smollm2-135m";
+
+/// Measure prefill, decode, training and a GRPO step against the machine's limits
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+MODEL may also be smollm2-135m: random weights of that model's shape, no file needed.
+Columns: what was measured, the operations and bytes that the work needs at least, the time those
+take at the measured ceilings (the longer of both), and the share of that limit reached.
+docs/benchmarks.md has the formulas.")]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArguments,
+    /// Make experts of a dense model: experts=4,top_k=2
+    #[arg(long, value_parser = parse_upcycle, value_name = "experts=N,top_k=K")]
+    upcycle: Option<UpcycleConfig>,
+    /// Attach a lightning indexer, untrained: heads=4,dim=32,topk=16
+    #[arg(long, value_parser = parse_dsa, value_name = "heads=H,dim=D,topk=K")]
+    dsa: Option<DsaConfig>,
+    /// Measure only these
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Part>,
+    /// One run of each measurement instead of the median of three
+    #[arg(long)]
+    quick: bool,
+}
+
+/// Measures and prints line by line.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let model = load(args)?;
+    let config = model.policy.config();
+    let shape = match &config.moe {
+        Some(moe) => format!(
+            "{} experts, top-{}",
+            moe.num_experts, moe.num_experts_per_tok
+        ),
+        None => "dense".to_string(),
+    };
+    let keys = match &config.dsa {
+        Some(dsa) => format!(", sparse attention over {} keys", dsa.index_topk),
+        None => String::new(),
+    };
+    print(&format!(
+        "{}: {:.1} M parameters, {shape}{keys}\n{} on {:?}, {} threads, fast bf16: {}\n",
+        args.model.model.display(),
+        config.num_parameters() as f64 / 1e6,
+        bench::kind_name(model.policy.kind()),
+        model.policy.device(),
+        kernels::tch::get_num_threads(),
+        if kernels::runtime::has_fast_bf16(model.policy.device()) {
+            "yes"
+        } else {
+            "no"
+        },
+    ))?;
+    let subject = Subject {
+        policy: &model.policy,
+        attention: model.attention,
+        timing: Timing {
+            repeats: if args.quick { 1 } else { 3 },
+        },
+    };
+    let all = <Part as clap::ValueEnum>::value_variants();
+    let parts = match args.only.as_slice() {
+        [] => all,
+        only => only,
+    };
+    bench::run(&subject, parts, print)
+}
+
+fn load(args: &Args) -> Result<LoadedModel, Failure> {
+    let path = &args.model.model;
+    let source = if path == Path::new(RANDOM_MODEL) && !path.exists() {
+        PolicySource::Random(bench::smollm2_135m())
+    } else if args.upcycle.is_none() && args.dsa.is_none() {
+        return args.model.load();
+    } else {
+        PolicySource::Path(path.display().to_string())
+    };
+    args.model.load_policy(&PolicyConfig {
+        source,
+        upcycle: args.upcycle.clone(),
+        dsa: args.dsa.clone(),
+    })
+}
+
+fn print(line: &str) -> Result<(), Failure> {
+    output::print_line(line).map(|_| ())
+}
