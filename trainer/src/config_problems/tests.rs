@@ -166,25 +166,24 @@ fn evaluation_without_prompts_contradicts_an_interval() {
 
 #[test]
 fn random_model_problems_and_double_experts_are_found() {
-    let shape = "(vocab_size: 320, hidden_size: 64, intermediate_size: 96, num_hidden_layers: 2, \
+    let shape = "(vocab_size: 258, hidden_size: 64, intermediate_size: 96, num_hidden_layers: 2, \
             num_attention_heads: 4, num_key_value_heads: 3, head_dim: 16, rms_norm_eps: 1e-5, \
             rope_theta: 1e4, max_position_embeddings: 16, tie_word_embeddings: true, \
-            bos_token_id: None, eos_token_ids: [], moe: (num_experts: 4, num_experts_per_tok: 2, \
+            bos_token_id: None, eos_token_ids: [257, 259], moe: (num_experts: 4, num_experts_per_tok: 2, \
             scoring_func: softmax))";
     let found = problems(&[
         &format!("model.source=Random{shape}"),
         "model.upcycle=(experts: 4, top_k: 2)",
     ]);
-    assert!(
-        found[0].starts_with("model.source.Random: num_key_value_heads (3)"),
-        "{found:?}"
-    );
-    assert!(
-        found[1].starts_with("model.upcycle asks for experts"),
-        "{found:?}"
-    );
-    assert!(
-        found[2].starts_with("sampling.max_new_tokens is 24"),
-        "{found:?}"
-    );
+    let beginnings = [
+        "model.source.Random: num_key_value_heads (3)",
+        "model.source.Random.vocab_size is 258; the byte-level tokenizer needs 259",
+        "model.source.Random.eos_token_ids is [257, 259]",
+        "model.upcycle asks for experts",
+        "sampling.max_new_tokens is 24",
+    ];
+    assert_eq!(found.len(), beginnings.len(), "{found:?}");
+    for (problem, beginning) in found.iter().zip(beginnings) {
+        assert!(problem.starts_with(beginning), "{problem}");
+    }
 }
