@@ -18,6 +18,9 @@ use crate::prompts::PromptSource;
 use crate::run_folder::RunFolder;
 use crate::text::Corpus;
 
+/// Marks the numbers of prompts that the policy is sampled on for text.
+const TEXT_PROMPTS: u64 = 1 << 62;
+
 /// A run in progress.
 pub struct Session<'a> {
     /// Resolved config.
@@ -200,7 +203,11 @@ impl<'a> Session<'a> {
             }
             TextConfig::PolicySamples => {
                 let prompts = ids
-                    .map(|id| self.prompts().prompt(environments::Split::Train, id))
+                    // Apart from the grpo stage's prompts: other tasks, other draws.
+                    .map(|id| {
+                        self.prompts()
+                            .prompt(environments::Split::Train, id | TEXT_PROMPTS)
+                    })
                     .collect::<Result<Vec<_>, _>>()?;
                 let rollout = self.sample("sampling text", prompts, 1, &self.config.sampling)?;
                 let document = |group: Group| {
