@@ -1,7 +1,7 @@
 //! Run checkpoints: everything a killed run needs to continue bit for bit.
 //!
 //! ```text
-//! checkpoints/step-000040/         after optimizer step 40 of the run
+//! checkpoints/step-000040/         after step 40 of the run (`global_step`)
 //!     weights.safetensors          f32 masters by Hugging Face name
 //!     optimizer.safetensors        moments and step counts
 //!     state.json                   TrainState: stage, steps, policy version, cursors
@@ -41,7 +41,7 @@ pub struct TrainState {
     pub stage: usize,
     /// Steps done in it.
     pub step_in_stage: usize,
-    /// Optimizer steps done in the run; names the checkpoint.
+    /// Steps of all stages done so far; names the checkpoint.
     pub global_step: u64,
     /// Version of the policy.
     pub policy_version: u64,
@@ -49,6 +49,8 @@ pub struct TrainState {
     pub next_prompt_id: u64,
     /// Next document of the stage's text.
     pub next_document: u64,
+    /// Type, device and threads of the computation: what the last bits depend on.
+    pub arithmetic: String,
 }
 
 /// A checkpoint that can't be written, found or read.

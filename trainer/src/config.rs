@@ -111,7 +111,7 @@ pub enum TextConfig {
     /// The environments' worked solutions, chat-encoded.
     #[default]
     Solutions,
-    /// Completions sampled from the starting policy on training prompts.
+    /// Completions sampled from the policy, as it is at that step, on training prompts.
     PolicySamples,
     /// Files: plain text (a document a blank-line-separated block), `.jsonl` (key `text`), `.parquet` (column `text`).
     Files(Vec<String>),

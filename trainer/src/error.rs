@@ -53,6 +53,17 @@ pub enum TrainerError {
         /// What is wrong.
         problem: String,
     },
+    /// A stage needs the indexer that the policy lacks.
+    #[error(
+        "stages[{index}].{stage} trains or uses a lightning indexer, but the policy has none; attach one with \
+         model.dsa: (index_n_heads: .., index_head_dim: .., index_topk: ..)"
+    )]
+    NoIndexer {
+        /// Index of the stage.
+        index: usize,
+        /// Its name.
+        stage: &'static str,
+    },
     /// The policy has no token that ends a completion.
     #[error(
         "the policy's config.json names no eos_token_id, so no completion could ever end; add one"

@@ -120,7 +120,7 @@ pub struct GrpoStep {
     pub stats: GrpoStats,
     /// Gradient norms of the last mini-batch, before clipping.
     pub norms: StepNorms,
-    /// |trainer - sampler| log-prob of the first mini-batch, before any update: mean, nats.
+    /// |trainer - sampler| log-prob before the first update: mean, nats.
     pub logprob_gap_mean: f64,
     /// The same: largest.
     pub logprob_gap_max: f64,
@@ -136,6 +136,8 @@ pub struct GrpoStep {
     pub num_tokens: usize,
     /// Optimizer steps taken.
     pub optimizer_steps: usize,
+    /// Learning rate of the last of them.
+    pub learning_rate: Option<f64>,
     /// Seconds of the reference's forward passes, where there is one.
     pub reference_secs: Option<f64>,
 }
@@ -165,10 +167,12 @@ impl GrpoLearner<'_> {
             }
             let num_tokens: i64 = batches.iter().map(|batch| batch.input.num_tokens()).sum();
             for batch in &batches {
-                self.accumulate(batch, num_tokens, index == 0, &mut step)?;
+                self.accumulate(batch, num_tokens, &mut step)?;
             }
             step.num_tokens += num_tokens as usize;
-            step.norms = optimizer.step(&self.policy.parameters(), learning_rate(index))?;
+            let rate = learning_rate(index);
+            step.norms = optimizer.step(&self.policy.parameters(), rate)?;
+            step.learning_rate = Some(rate);
             step.optimizer_steps += 1;
             self.policy.publish();
         }
@@ -207,7 +211,6 @@ impl GrpoLearner<'_> {
         &self,
         batch: &MicroBatch,
         step_tokens: i64,
-        before_any_update: bool,
         step: &mut GrpoStep,
     ) -> Result<(), TrainerError> {
         let ref_logprobs = self.reference.map(|reference| {
@@ -241,7 +244,7 @@ impl GrpoLearner<'_> {
         );
         step.loss += loss.loss.double_value(&[]);
         step.stats.merge(&loss.stats);
-        if before_any_update {
+        if step.optimizer_steps == 0 {
             let gap = tch::no_grad(|| (&logprobs - &batch.sampler_logprobs).abs());
             let (first_tokens, count) = (step.stats.tokens as f64, gap.numel() as f64);
             // A running mean: `tokens` already counts this micro-batch.

@@ -233,6 +233,14 @@ impl MetricsWriter {
         Ok(MetricsWriter { file })
     }
 
+    /// Makes every line written so far survive a power cut.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
     /// Appends one line and hands it to the operating system.
     ///
     /// # Errors

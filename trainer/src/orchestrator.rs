@@ -94,7 +94,16 @@ impl<'a> Run<'a> {
                 let start = Instant::now();
                 checkpoint.load_weights(&named(&session.policy))?;
                 session.policy.publish();
+                let arithmetic = std::mem::take(&mut session.state.arithmetic);
                 session.state = checkpoint.state.clone();
+                if session.state.arithmetic != arithmetic {
+                    tracing::warn!(
+                        "the checkpoint was computed in {}, this process computes in {arithmetic}: \
+                         the run goes on, but not bit for bit as it would have there",
+                        session.state.arithmetic
+                    );
+                    session.state.arithmetic = arithmetic;
+                }
                 session
                     .optimizer
                     .load_state(checkpoint.optimizer_state()?, &session.policy.parameters())?;
@@ -197,7 +206,6 @@ impl<'a> Run<'a> {
         metrics.peak_memory_bytes = Some(kernels::runtime::peak_memory_bytes());
         metrics.secs.total = Some(start.elapsed().as_secs_f64());
         self.write(&metrics, stage.steps())?;
-        // The line is on disk before the checkpoint that covers it: a resume drops later lines only.
         if is_last || is_due || stop.load(Ordering::SeqCst) {
             self.save(is_last)?;
         }
@@ -238,6 +246,11 @@ impl<'a> Run<'a> {
     /// Saves a checkpoint; at a stage's end the optimizer is done with and stays out.
     fn save(&mut self, stage_is_over: bool) -> Result<(), TrainerError> {
         let start = Instant::now();
+        // The lines are on disk before the checkpoint that covers them: a resume drops later ones only.
+        let path = self.session.folder.metrics_path();
+        self.metrics
+            .sync()
+            .map_err(|source| TrainerError::Io { path, source })?;
         let optimizer = match stage_is_over {
             true => AdamW::new(&self.session.config.optimizer).state(),
             false => self.session.optimizer.state(),

@@ -9,7 +9,7 @@ use rollout::{Group, Prompt, SamplingConfig};
 
 use crate::batch::TextDocument;
 use crate::checkpoint::TrainState;
-use crate::config::{RunConfig, StageConfig, TextConfig};
+use crate::config::{PolicySource, RunConfig, StageConfig, TextConfig};
 use crate::error::TrainerError;
 use crate::optimizer::AdamW;
 use crate::policy;
@@ -42,14 +42,20 @@ pub struct Session<'a> {
 
 /// Attention of a run's policy in stage `stage` outside the warm-up: dense until an attached indexer
 /// has been trained, sparse from the first `sparse_training` stage on, and sparse throughout for a
-/// policy that came with its indexer.
+/// policy whose folder came with its indexer.
 pub fn attention_at(config: &RunConfig, stage: usize) -> Attention {
+    let is_new =
+        config.model.dsa.is_some() || matches!(config.model.source, PolicySource::Random(_));
     let trains_sparse = |stage: &StageConfig| matches!(stage, StageConfig::SparseTraining(_));
     match config.stages.iter().position(trains_sparse) {
-        Some(first) if stage < first => Attention::Dense,
+        Some(first) if is_new && stage < first => Attention::Dense,
         None if config.model.dsa.is_some() => Attention::Dense,
         _ => Attention::Sparse,
     }
+}
+
+fn kind_name(kind: Kind) -> &'static str {
+    if kind == Kind::Float { "f32" } else { "bf16" }
 }
 
 /// Groups sampled, with what it took.
@@ -79,6 +85,17 @@ impl<'a> Session<'a> {
         if policy.config().eos_token_ids.is_empty() {
             return Err(TrainerError::NoStopToken);
         }
+        let needs_indexer = |stage: &StageConfig| match stage {
+            StageConfig::IndexerWarmup(_) | StageConfig::SparseTraining(_) => true,
+            StageConfig::Sft(_) => false,
+            StageConfig::Grpo(grpo) => grpo.train_indexer,
+        };
+        if policy.config().dsa.is_none()
+            && let Some(index) = config.stages.iter().position(needs_indexer)
+        {
+            let stage = config.stages[index].name();
+            return Err(TrainerError::NoIndexer { index, stage });
+        }
         tracing::info!(
             "policy: {:.1} M parameters, {} layers, {}, {}; computing in {} on {:?} with {} threads; loaded in {:.1} s",
             policy.config().num_parameters() as f64 / 1e6,
@@ -94,11 +111,18 @@ impl<'a> Session<'a> {
                 Some(dsa) => format!("sparse attention over {} keys", dsa.index_topk),
                 None => "dense attention".to_string(),
             },
-            if kind == Kind::Float { "f32" } else { "bf16" },
+            kind_name(kind),
             runtime.device,
             kernels::tch::get_num_threads(),
             start.elapsed().as_secs_f64()
         );
+        let trains_sparse = |stage: &StageConfig| matches!(stage, StageConfig::SparseTraining(_));
+        if config.model.dsa.is_some() && !config.stages.iter().any(trains_sparse) {
+            tracing::warn!(
+                "model.dsa attaches an indexer, but no sparse_training stage brings it into use: attention stays \
+                 dense, and the exported policy holds an indexer that should not be used yet"
+            );
+        }
         Ok(Session {
             config,
             folder,
@@ -106,7 +130,15 @@ impl<'a> Session<'a> {
             reference: None,
             tokenizer,
             optimizer: AdamW::new(&config.optimizer),
-            state: TrainState::default(),
+            state: TrainState {
+                arithmetic: format!(
+                    "{} on {:?} with {} threads",
+                    kind_name(kind),
+                    runtime.device,
+                    kernels::tch::get_num_threads()
+                ),
+                ..TrainState::default()
+            },
             corpus: None,
         })
     }
@@ -189,7 +221,12 @@ impl<'a> Session<'a> {
     ) -> Result<Vec<TextDocument>, TrainerError> {
         let first = self.state.next_document;
         let ids = first..first + count as u64;
-        let end = self.policy.config().eos_token_ids[0];
+        // A model may list several; the tokenizer's is the one that ends a turn of chat.
+        let end = self
+            .tokenizer
+            .eos_token()
+            .and_then(|token| self.tokenizer.token_id(token));
+        let end = end.unwrap_or(self.policy.config().eos_token_ids[0]);
         let documents = match text {
             TextConfig::Solutions => {
                 let solved = |id| {

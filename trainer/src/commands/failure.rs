@@ -129,6 +129,7 @@ impl From<TrainerError> for Failure {
             TrainerError::Rollout(error) => error.into(),
             error @ (TrainerError::Upcycle(_)
             | TrainerError::Text { .. }
+            | TrainerError::NoIndexer { .. }
             | TrainerError::NoStopToken) => Failure::usage(error),
             error @ (TrainerError::RunCheckpoint(CheckpointError::Io { .. })
             | TrainerError::Io { .. }) => Failure::running(error).hint(DISK_HINT),

@@ -58,11 +58,12 @@ pub fn step(session: &mut Session, stage: &GrpoConfig) -> Result<StepMetrics, Tr
     let start = Instant::now();
     let step = learner.step(&mut session.optimizer, &rollout.groups, &advantages, rate)?;
     let train_secs = start.elapsed().as_secs_f64() - step.reference_secs.unwrap_or(0.0);
-    let policy_age = step.optimizer_steps.saturating_sub(1);
+    // Mini-batch i trains a policy i versions newer than the one that sampled: their mean.
+    let policy_age = step.optimizer_steps.saturating_sub(1) as f64 / 2.0;
     session.state.policy_version += step.optimizer_steps as u64;
     Ok(StepMetrics {
-        learning_rate: Some(rate(0)),
-        policy_age: Some(policy_age as f64),
+        learning_rate: step.learning_rate,
+        policy_age: Some(policy_age),
         ..metrics(&rollout, &step, train_secs)
     })
 }
