@@ -10,13 +10,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 say() { printf 'quickstart: %s\n' "$*"; }
 
-# libgomp's threads spin while they wait for each other. Where other programs want the same cores
-# that costs more than it saves; asleep they cost a little more to wake.
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
-
-# Binaries find libtorch by themselves only in a target folder inside the checkout.
-export LD_LIBRARY_PATH="$PWD/.libtorch/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-
+# On a machine that other programs keep busy, run this with OMP_WAIT_POLICY=PASSIVE: libgomp's threads
+# then sleep while they wait for each other. On a quiet one that is slower (docs/benchmarks.md).
 scripts/setup.sh
 
 say "building baleen (the first build takes some minutes)"

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 step() { printf '\ntest: %s\n' "$*"; }
 
-# See scripts/quickstart.sh; test processes share the cores with each other.
+# Test processes share the cores: libgomp's threads shall sleep while they wait, not spin.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 # Binaries find libtorch by themselves only in a target folder inside the checkout.
 export LD_LIBRARY_PATH="$PWD/.libtorch/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
