@@ -10,8 +10,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 say() { printf 'quickstart: %s\n' "$*"; }
 
-# On a machine that other programs keep busy, run this with OMP_WAIT_POLICY=PASSIVE: libgomp's threads
-# then sleep while they wait for each other. On a quiet one that is slower (docs/benchmarks.md).
+# How long libgomp's threads spin before they sleep while they wait for each other: long enough for the
+# gaps between operations, short enough to leave a busy machine's cores alone (docs/benchmarks.md).
+[ -n "${OMP_WAIT_POLICY:-}" ] || export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-50000}"
 scripts/setup.sh
 
 say "building baleen (the first build takes some minutes)"

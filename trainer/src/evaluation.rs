@@ -9,8 +9,8 @@ use crate::session::Session;
 /// Figures of an evaluation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Evaluation {
-    /// Share of prompts solved.
-    pub pass_rate: f64,
+    /// Share of the graded prompts that were solved; `None` when none could be graded.
+    pub pass_rate: Option<f64>,
     /// Wall-clock seconds.
     pub secs: f64,
 }
@@ -39,7 +39,7 @@ pub fn evaluate(session: &Session) -> Result<Evaluation, TrainerError> {
         (passed + usize::from(reward >= 1.0), graded + 1)
     });
     Ok(Evaluation {
-        pass_rate: passed as f64 / graded.max(1) as f64,
+        pass_rate: (graded > 0).then(|| passed as f64 / graded as f64),
         secs: rollout.secs,
     })
 }

@@ -266,6 +266,7 @@ impl GrpoLearner<'_> {
         let mut total = loss.loss.to_kind(Kind::Float);
         if !output.indexer_losses.is_empty() {
             let kl = Tensor::stack(&output.indexer_losses, 0).sum(Kind::Float) / step_tokens as f64;
+            // A prompt whose group spans several micro-batches is forwarded, and counted, in each.
             let num_layers = output.indexer_losses.len() as f64;
             *step.indexer_kl.get_or_insert(0.0) += kl.double_value(&[]) / num_layers;
             total += kl;

@@ -189,7 +189,8 @@ pub fn grpo_loss(input: &GrpoLossInput, params: &GrpoLossParams) -> GrpoLoss {
     );
     let logprobs = input.logprobs;
     let kind = logprobs.kind();
-    let ratio = importance_ratio(logprobs, &input.sampler_logprobs.to_kind(kind));
+    let sampler_logprobs = input.sampler_logprobs.to_kind(kind);
+    let ratio = importance_ratio(logprobs, &sampler_logprobs);
     let drift = sequence_drift(input);
     let keep = keep_sequence(&drift, input.advantages, params.off_policy_delta);
 
@@ -197,8 +198,15 @@ pub fn grpo_loss(input: &GrpoLossInput, params: &GrpoLossParams) -> GrpoLoss {
         .advantages
         .to_kind(kind)
         .index_select(0, input.sequence);
-    let token_keep = keep.to_kind(kind).index_select(0, input.sequence);
-    let surrogate = clipped_surrogate(&ratio, &token_advantages, params.clip_epsilon) * token_keep;
+    let token_keep = keep.index_select(0, input.sequence);
+    // A masked token's ratio is set to 1 before it can overflow: 0 * inf would be NaN, here and in
+    // the gradient. The KL keeps the true one.
+    let surrogate_ratio = importance_ratio(
+        &logprobs.where_self(&token_keep, &sampler_logprobs),
+        &sampler_logprobs,
+    );
+    let surrogate = clipped_surrogate(&surrogate_ratio, &token_advantages, params.clip_epsilon)
+        * token_keep.to_kind(kind);
     let kl = input
         .ref_logprobs
         .map(|ref_logprobs| unbiased_kl(&ratio, logprobs, &ref_logprobs.to_kind(kind)));

@@ -225,7 +225,7 @@ impl<'a> Run<'a> {
     fn evaluate_into(&self, metrics: &mut StepMetrics) -> Result<(), TrainerError> {
         if self.session.config.evaluation.prompts > 0 {
             let evaluation = evaluate(&self.session)?;
-            metrics.held_out_pass_rate = Some(evaluation.pass_rate);
+            metrics.held_out_pass_rate = evaluation.pass_rate;
             metrics.secs = StepSecs {
                 evaluation: Some(evaluation.secs),
                 ..metrics.secs

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use environments::Split;
 use kernels::tch::Kind;
 use model::{Attention, ParameterGroup, Tokenizer, Transformer};
 use rollout::engine::GenerationSettings;
@@ -18,8 +19,10 @@ use crate::prompts::PromptSource;
 use crate::run_folder::RunFolder;
 use crate::text::Corpus;
 
-/// Marks the numbers of prompts that the policy is sampled on for text.
+/// Marks the numbers of prompts that text is made from; `grpo` asks those without it.
 const TEXT_PROMPTS: u64 = 1 << 62;
+/// The stage of a text prompt lies above its number in the stage: no stage sees another's prompts.
+const STAGE_SHIFT: u32 = 40;
 
 /// A run in progress.
 pub struct Session<'a> {
@@ -221,6 +224,9 @@ impl<'a> Session<'a> {
     ) -> Result<Vec<TextDocument>, TrainerError> {
         let first = self.state.next_document;
         let ids = first..first + count as u64;
+        // No prompt is both solved for the policy and asked by `grpo`: rewards would be memory.
+        let stage = (self.state.stage as u64) << STAGE_SHIFT;
+        let prompt_id = |id: u64| TEXT_PROMPTS | stage | id;
         // A model may list several; the tokenizer's is the one that ends a turn of chat.
         let end = self
             .tokenizer
@@ -230,7 +236,7 @@ impl<'a> Session<'a> {
         let documents = match text {
             TextConfig::Solutions => {
                 let solved = |id| {
-                    let solved = self.prompts().solved(id, end)?;
+                    let solved = self.prompts().solved(prompt_id(id), end)?;
                     Ok(TextDocument {
                         loss_from: solved.prompt_len,
                         tokens: solved.tokens,
@@ -240,11 +246,7 @@ impl<'a> Session<'a> {
             }
             TextConfig::PolicySamples => {
                 let prompts = ids
-                    // Apart from the grpo stage's prompts: other tasks, other draws.
-                    .map(|id| {
-                        self.prompts()
-                            .prompt(environments::Split::Train, id | TEXT_PROMPTS)
-                    })
+                    .map(|id| self.prompts().prompt(Split::Train, prompt_id(id)))
                     .collect::<Result<Vec<_>, _>>()?;
                 let rollout = self.sample("sampling text", prompts, 1, &self.config.sampling)?;
                 let document = |group: Group| {

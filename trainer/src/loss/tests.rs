@@ -308,6 +308,21 @@ fn masked_sequence_keeps_its_kl_gradient() {
 }
 
 #[test]
+fn ratio_of_a_masked_sequence_may_overflow() {
+    // The first token's ratio is exp(900), infinite; the sequence is masked for its other tokens.
+    let case = Case::new(
+        &[vec![-1.0, -3000.0], vec![-1.0, -1.0]],
+        &[vec![-901.0, -1.0], vec![-1.0, -1.0]],
+        &[vec![-1.0, -1.0], vec![-1.0, -1.0]],
+        &[-0.5, 0.5],
+    );
+    let found = case.loss(0.2, 0.0, Some(0.5));
+    assert_eq!(found.stats.masked_sequences, 1);
+    assert_eq!(found.loss.double_value(&[]), -0.25);
+    assert_eq!(case.gradient(&found.loss), [0.0, 0.0, -0.125, -0.125]);
+}
+
+#[test]
 fn positive_advantage_is_never_masked() {
     // Both sequences drifted by 2 nats a token; the mask is one-sided.
     let case = Case::new(
