@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::config::{DsaConfig, ModelConfig, MoeConfig, ScoringFunc};
+use crate::config::{DsaConfig, ModelConfig, ModelType, MoeConfig, ScoringFunc};
 use crate::weights::WeightError;
 
 /// Reads the config of the model folder `dir`. End-of-sequence ids of `generation_config.json` and
@@ -31,8 +31,6 @@ pub fn read_config(dir: &Path) -> Result<ModelConfig, WeightError> {
     let num_attention_heads = keys.size("num_attention_heads")?;
     let moe = match model_type {
         "mixtral" => Some(MoeConfig {
-            num_experts: keys.size("num_local_experts")?,
-            num_experts_per_tok: keys.size("num_experts_per_tok")?,
             scoring_func: match keys.optional("scoring_func", Value::as_str)? {
                 None | Some("softmax") => ScoringFunc::Softmax,
                 Some("sigmoid") => ScoringFunc::Sigmoid,
@@ -42,6 +40,10 @@ pub fn read_config(dir: &Path) -> Result<ModelConfig, WeightError> {
                     )));
                 }
             },
+            ..MoeConfig::mixtral(
+                keys.size("num_local_experts")?,
+                keys.size("num_experts_per_tok")?,
+            )
         }),
         _ => None,
     };
@@ -49,11 +51,11 @@ pub fn read_config(dir: &Path) -> Result<ModelConfig, WeightError> {
         .iter()
         .any(|key| keys.get(key).is_some());
     let dsa = if has_indexer {
-        Some(DsaConfig {
-            index_n_heads: keys.size("index_n_heads")?,
-            index_head_dim: keys.size("index_head_dim")?,
-            index_topk: keys.size("index_topk")?,
-        })
+        Some(DsaConfig::new(
+            keys.size("index_n_heads")?,
+            keys.size("index_head_dim")?,
+            keys.size("index_topk")?,
+        ))
     } else {
         None
     };
@@ -72,6 +74,10 @@ pub fn read_config(dir: &Path) -> Result<ModelConfig, WeightError> {
         None => keys.optional("rope_theta", Value::as_f64)?,
     };
     let config = ModelConfig {
+        model_type: match moe {
+            None => ModelType::Llama,
+            Some(_) => ModelType::Mixtral,
+        },
         vocab_size: keys.size("vocab_size")?,
         hidden_size,
         intermediate_size: keys.size("intermediate_size")?,
@@ -96,6 +102,7 @@ pub fn read_config(dir: &Path) -> Result<ModelConfig, WeightError> {
         eos_token_ids,
         moe,
         dsa,
+        ..ModelConfig::sizeless_llama()
     };
     match config.problems() {
         problems if problems.is_empty() => Ok(config),

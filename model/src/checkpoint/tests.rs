@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::*;
-use crate::config::{DsaConfig, MoeConfig, ScoringFunc};
+use crate::config::{DsaConfig, ModelType, MoeConfig, ScoringFunc};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -28,8 +28,7 @@ fn tiny_config() -> ModelConfig {
         tie_word_embeddings: true,
         bos_token_id: None,
         eos_token_ids: vec![257],
-        moe: None,
-        dsa: None,
+        ..ModelConfig::sizeless_llama()
     }
 }
 
@@ -91,20 +90,15 @@ fn configs_written_by_transformers_are_read() {
         tie_word_embeddings: false,
         bos_token_id: Some(1),
         eos_token_ids: vec![2],
-        moe: None,
-        dsa: None,
+        ..ModelConfig::sizeless_llama()
     };
     assert_eq!(llama, expected);
     let tied = read_config(&golden("tiny_llama_tied")).unwrap();
     let found = (tied.tie_word_embeddings, tied.head_dim, tied.eos_token_ids);
     assert_eq!(found, (true, 12, vec![2, 3]));
     let mixtral = read_config(&golden("tiny_mixtral")).unwrap();
-    let moe = MoeConfig {
-        num_experts: 4,
-        num_experts_per_tok: 2,
-        scoring_func: ScoringFunc::Softmax,
-    };
-    assert_eq!(mixtral.moe, Some(moe));
+    assert_eq!(mixtral.model_type, ModelType::Mixtral);
+    assert_eq!(mixtral.moe, Some(MoeConfig::mixtral(4, 2)));
     assert_eq!(
         mixtral.head_dim, 8,
         "head_dim null is hidden_size / num_attention_heads"
@@ -132,11 +126,7 @@ fn older_and_extended_configs_are_read() {
         json["index_topk"] = json!(64);
     });
     let config = config.unwrap();
-    let dsa = DsaConfig {
-        index_n_heads: 4,
-        index_head_dim: 16,
-        index_topk: 64,
-    };
+    let dsa = DsaConfig::new(4, 16, 64);
     assert_eq!((config.rope_theta, config.dsa), (1e6, Some(dsa)));
     assert_eq!(config.eos_token_ids, Vec::<u32>::new());
 }
@@ -174,16 +164,12 @@ fn a_config_survives_writing_and_reading() {
         rms_norm_eps: 9.999999747378752e-6,
         bos_token_id: Some(7),
         eos_token_ids: vec![257, 258],
+        model_type: ModelType::Mixtral,
         moe: Some(MoeConfig {
-            num_experts: 4,
-            num_experts_per_tok: 2,
             scoring_func: ScoringFunc::Sigmoid,
+            ..MoeConfig::mixtral(4, 2)
         }),
-        dsa: Some(DsaConfig {
-            index_n_heads: 2,
-            index_head_dim: 4,
-            index_topk: 16,
-        }),
+        dsa: Some(DsaConfig::new(2, 4, 16)),
         ..tiny_config()
     };
     for _ in 0..2 {
