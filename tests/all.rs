@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod bad_model;
+mod chat;
 mod determinism;
 mod disk_full;
 mod end_to_end;
