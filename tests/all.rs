@@ -3,6 +3,7 @@
 mod bad_checkpoint;
 mod bad_input;
 mod bad_model;
+mod chat;
 mod determinism;
 mod disk_full;
 mod end_to_end;
