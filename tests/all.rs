@@ -5,6 +5,7 @@ mod bad_model;
 mod determinism;
 mod disk_full;
 mod end_to_end;
+mod families;
 mod program;
 mod refusal;
 mod resume;

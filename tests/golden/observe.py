@@ -1,0 +1,117 @@
+"""One forward pass of a transformers model, and what its routers and indexers chose on the way."""
+import dataclasses
+
+import torch
+from transformers.models.deepseek_v32 import modeling_deepseek_v32
+from transformers.models.glm_moe_dsa import modeling_glm_moe_dsa
+
+
+@dataclasses.dataclass
+class Seen:
+    """T tokens. `experts` [MoE layers][T][top_k] and `selected` [layers][T][..] are ascending."""
+    logits: torch.Tensor
+    experts: list
+    selected: list
+    margins: dict
+    indexer_kl: torch.Tensor
+
+
+def observe(model, tokens, index_topk=None, other_rotation=False):
+    """The pass over one sequence. `index_topk` replaces the model's own; `other_rotation` swaps the layout in which the
+    indexer rotates: half-split for interleaved and back."""
+    routers = modules(model, "topkrouter")
+    indexers = modules(model, "indexer")
+    routed, scores, chosen = [], [], []
+    hooks = [router.register_forward_hook(lambda module, inputs, output: routed.append((module, inputs[0], output)))
+             for router in routers]
+    own_topk = [indexer.index_topk for indexer in indexers]
+    for indexer in indexers:
+        indexer.index_topk = index_topk or indexer.index_topk
+        indexer.forward = spied(indexer.forward, scores, chosen, other_rotation)
+    try:
+        with torch.no_grad():
+            output = model(torch.tensor([tokens]), output_attentions=True, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for indexer, topk in zip(indexers, own_topk):
+            indexer.index_topk = topk
+            del indexer.forward
+    margins = {}
+    for router, hidden, (_, _, experts) in routed:
+        for kind, margin in router_margins(router, hidden).items():
+            margins[kind] = min(margin, margins.get(kind, margin))
+    visible = [[sorted(s for s in row if s <= t) for t, row in enumerate(rows)] for rows in chosen]
+    if indexers:
+        margins["keys"] = min(key_margin(rows, indexers[0].index_topk) for rows in scores)
+    return Seen(
+        logits=output.logits[0].float(),
+        experts=[torch.sort(experts.reshape(len(tokens), -1)).values.tolist() for _, _, (_, _, experts) in routed],
+        selected=visible,
+        margins=margins,
+        indexer_kl=torch.stack([kl(*layer) for layer in zip(output.attentions, scores, visible)]) if indexers else None,
+    )
+
+
+def modules(model, kind):
+    return [module for module in model.modules() if type(module).__name__.lower().endswith(kind)]
+
+
+def spied(forward, scores, chosen, other_rotation):
+    """`forward` of an indexer that also appends what it hands to topk and what it returns."""
+    def run(*args, **kwargs):
+        caught, topk = [], torch.Tensor.topk
+        torch.Tensor.topk = lambda values, *a, **k: caught.append(values.clone()) or topk(values, *a, **k)
+        v32, glm = modeling_deepseek_v32, modeling_glm_moe_dsa
+        half_split, interleaved = v32.apply_rotary_pos_emb, glm.apply_rotary_pos_emb_interleave
+        if other_rotation:
+            v32.apply_rotary_pos_emb, glm.apply_rotary_pos_emb_interleave = interleaved, half_split
+        try:
+            indices = forward(*args, **kwargs)
+        finally:
+            torch.Tensor.topk = topk
+            v32.apply_rotary_pos_emb, glm.apply_rotary_pos_emb_interleave = half_split, interleaved
+        scores.append(caught[-1][0])
+        chosen.append(indices[0].tolist())
+        return indices
+    return run
+
+
+def key_margin(scores, topk):
+    """Least distance between the last visible key selected and the first left out; infinite where all are selected."""
+    least = float("inf")
+    for t in range(topk, len(scores)):
+        ordered = scores[t, :t + 1].sort(descending=True).values
+        least = min(least, float(ordered[topk - 1] - ordered[topk]))
+    return least
+
+
+def router_margins(router, hidden):
+    """The same for experts, and for groups of experts where a router limits itself to some."""
+    logits = torch.nn.functional.linear(hidden.reshape(-1, hidden.shape[-1]).float(), router.weight.float())
+    gap = lambda values, k: float((values[:, k - 1] - values[:, k]).min())
+    bias = getattr(router, "e_score_correction_bias", None)
+    if bias is None:
+        return {"experts": gap(logits.softmax(-1).sort(-1, descending=True).values, router.top_k)}
+    scores = logits.sigmoid() + bias
+    groups = scores.reshape(len(scores), router.num_group, -1)
+    found = {}
+    if router.topk_group < router.num_group:
+        best = groups.sort(-1, descending=True).values[..., :2].sum(-1).sort(-1, descending=True)
+        found["groups"] = gap(best.values, router.topk_group)
+        kept = best.indices[:, :router.topk_group, None].expand(-1, -1, groups.shape[-1])
+        scores = groups.gather(1, kept).flatten(1)
+    if router.top_k < scores.shape[1]:
+        found["experts"] = gap(scores.sort(-1, descending=True).values, router.top_k)
+    return found
+
+
+def kl(attention, scores, visible):
+    """KL(p || softmax(scores)) of each query over its keys; p is the mean over heads of `attention` [1][H][T][T]."""
+    rows = []
+    for t, keys in enumerate(visible):
+        p = attention[0, :, t, keys].double().mean(0)
+        p = p / p.sum()
+        q = scores[t, keys].double().log_softmax(-1)
+        rows.append((p * (p.clamp_min(1e-300).log() - q)).sum())
+    return torch.stack(rows)
