@@ -123,8 +123,7 @@ impl GgufFile {
             tie_word_embeddings: !self.container.tensors.contains_key("output.weight"),
             bos_token_id: self.token_id("bos")?,
             eos_token_ids,
-            moe: None,
-            dsa: None,
+            ..ModelConfig::sizeless_llama()
         };
         match config.problems() {
             problems if problems.is_empty() => {}

@@ -27,7 +27,10 @@ pub mod transformer;
 pub mod upcycle;
 pub mod weights;
 
-pub use config::{DsaConfig, ModelConfig, MoeConfig, ScoringFunc};
+pub use config::{
+    DsaConfig, IndexerQuantization, MlaConfig, ModelConfig, ModelType, MoeConfig, ScaleFormat,
+    ScoringFunc, YarnConfig,
+};
 pub use input::{Document, PackedInput};
 pub use kv_cache::KvCache;
 pub use logprobs::KeptTokens;

@@ -128,8 +128,7 @@ mod tests {
             tie_word_embeddings: false,
             bos_token_id: None,
             eos_token_ids: vec![2],
-            moe: None,
-            dsa: None,
+            ..ModelConfig::sizeless_llama()
         }
     }
 

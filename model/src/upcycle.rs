@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use kernels::tch::Tensor;
 
-use crate::config::{DsaConfig, ModelConfig, MoeConfig, ScoringFunc};
+use crate::config::{DsaConfig, ModelConfig, ModelType, MoeConfig};
 use crate::random_model::fresh_tensor;
 use crate::weights::{WeightError, WeightSource};
 
@@ -20,6 +20,9 @@ pub enum UpcycleError {
     /// Experts are there already.
     #[error("the model has {0} experts a layer already; upcycling starts from a dense model")]
     AlreadyMoe(usize),
+    /// The format with experts of another family has other tensors.
+    #[error("upcycling makes a mixtral of a llama; this model is a {0}")]
+    NotLlama(&'static str),
     /// An indexer is there already.
     #[error("the model has an indexer already (index_topk {0}); attach one to a model without")]
     AlreadySparse(usize),
@@ -38,7 +41,7 @@ fn sound(config: ModelConfig) -> Result<ModelConfig, UpcycleError> {
 /// `dense` with `num_experts` experts in every layer, `top_k` of them chosen per token.
 ///
 /// # Errors
-/// The model has experts already, or `top_k` is not in `1..=num_experts`.
+/// The model has experts already or is no llama, or `top_k` is not in `1..=num_experts`.
 pub fn upcycle_config(
     dense: &ModelConfig,
     num_experts: usize,
@@ -47,13 +50,12 @@ pub fn upcycle_config(
     if let Some(moe) = &dense.moe {
         return Err(UpcycleError::AlreadyMoe(moe.num_experts));
     }
-    let moe = MoeConfig {
-        num_experts,
-        num_experts_per_tok: top_k,
-        scoring_func: ScoringFunc::Softmax,
-    };
+    if dense.model_type != ModelType::Llama {
+        return Err(UpcycleError::NotLlama(dense.model_type.name()));
+    }
     sound(ModelConfig {
-        moe: Some(moe),
+        model_type: ModelType::Mixtral,
+        moe: Some(MoeConfig::mixtral(num_experts, top_k)),
         ..dense.clone()
     })
 }
@@ -66,7 +68,12 @@ pub fn indexer_config(config: &ModelConfig, dsa: DsaConfig) -> Result<ModelConfi
     if let Some(old) = &config.dsa {
         return Err(UpcycleError::AlreadySparse(old.index_topk));
     }
+    let model_type = match config.model_type {
+        ModelType::DeepseekV3 => ModelType::DeepseekV32,
+        other => other,
+    };
     sound(ModelConfig {
+        model_type,
         dsa: Some(dsa),
         ..config.clone()
     })
@@ -172,8 +179,7 @@ mod tests {
             tie_word_embeddings: true,
             bos_token_id: None,
             eos_token_ids: vec![2],
-            moe: None,
-            dsa: None,
+            ..ModelConfig::sizeless_llama()
         }
     }
 
@@ -309,21 +315,13 @@ mod tests {
     #[test]
     fn impossible_wishes_are_refused() {
         let moe = upcycle_config(&dense(), 8, 2).unwrap();
-        let expected = MoeConfig {
-            num_experts: 8,
-            num_experts_per_tok: 2,
-            scoring_func: ScoringFunc::Softmax,
-        };
-        assert_eq!(moe.moe, Some(expected));
+        assert_eq!(moe.moe, Some(MoeConfig::mixtral(8, 2)));
+        assert_eq!(moe.model_type, ModelType::Mixtral);
         assert_eq!(upcycle_config(&moe, 4, 2), Err(UpcycleError::AlreadyMoe(8)));
         let error = upcycle_config(&dense(), 2, 3).unwrap_err().to_string();
         assert!(error.contains("num_experts_per_tok (3)"), "{error}");
         assert!(upcycle_config(&dense(), 2, 0).is_err());
-        let dsa = |index_head_dim| DsaConfig {
-            index_n_heads: 4,
-            index_head_dim,
-            index_topk: 16,
-        };
+        let dsa = |index_head_dim| DsaConfig::new(4, index_head_dim, 16);
         let sparse = indexer_config(&dense(), dsa(8)).unwrap();
         assert_eq!(sparse.dsa, Some(dsa(8)));
         assert_eq!(

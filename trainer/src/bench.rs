@@ -51,8 +51,7 @@ pub fn smollm2_135m() -> ModelConfig {
         tie_word_embeddings: true,
         bos_token_id: Some(1),
         eos_token_ids: vec![2],
-        moe: None,
-        dsa: None,
+        ..ModelConfig::sizeless_llama()
     }
 }
 

@@ -1,67 +1,68 @@
 //! Tensors of a Hugging Face folder: `model.safetensors`, or shards and their index.
 //!
-//! A safetensors file is the header's length (u64, little-endian), the header (JSON: name -> dtype,
-//! shape, offsets) and the tensors' bytes. Headers are read and checked once; a tensor is read when
-//! asked for. F32, F16 and BF16 are read, all as f32.
+//! Headers are read and checked when the folder is opened, a tensor when it is asked for, always as
+//! f32. Where a shard holds a tensor that the index doesn't list, it counts as listed, as it does
+//! for transformers. Left alone are the multi-token prediction layers behind the last decoder layer,
+//! an output head that repeats the tied embedding, and RoPE tables.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use kernels::tch::{Kind, Tensor};
-use safetensors::Dtype;
-use safetensors::tensor::Metadata;
 
+use super::block_fp8;
+use super::config_json::{WeightFormat, read_weight_format};
+use super::expected_tensors::{EMBEDDING, HEAD, expected_tensors};
+use super::safetensors_file::SafetensorsFile;
+use super::{io, listed, malformed};
+use crate::config::ModelConfig;
 use crate::weights::{WeightError, WeightSource};
 
-/// The format's own limit; a longer header is garbage that must not be read into memory.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
 
 /// An open model folder.
 #[derive(Debug)]
 pub struct HfFolder {
     dir: PathBuf,
-    shards: Vec<Shard>,
-    /// Tensor name to index of its shard.
+    files: Vec<SafetensorsFile>,
+    /// Tensor name to index of its file.
     places: BTreeMap<String, usize>,
-}
-
-#[derive(Debug)]
-struct Shard {
-    path: PathBuf,
-    file: File,
-    metadata: Metadata,
-    data_start: u64,
+    format: WeightFormat,
 }
 
 impl HfFolder {
-    /// Reads the headers of every safetensors file of the model folder `dir`.
+    /// Reads the headers of every safetensors file of the model folder `dir`, and what its
+    /// `config.json` says of the files.
     ///
     /// # Errors
-    /// No safetensors files, a shard that is missing, damaged or cut short, or an index that does
-    /// not fit its shards.
+    /// No safetensors files, a shard that is missing, damaged or cut short, an index that does not
+    /// fit its shards, or an unknown kind of quantisation.
     pub fn open(dir: &Path) -> Result<HfFolder, WeightError> {
         let mut folder = HfFolder {
             dir: dir.to_path_buf(),
-            shards: Vec::new(),
+            files: Vec::new(),
             places: BTreeMap::new(),
+            format: read_weight_format(dir)?,
         };
-        let single = dir.join("model.safetensors");
-        let index = dir.join("model.safetensors.index.json");
+        let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
         if single.exists() {
-            let shard = Shard::open(single)?;
-            let names = shard.metadata.offset_keys();
-            folder.places = names.into_iter().map(|name| (name, 0)).collect();
-            folder.shards.push(shard);
+            folder.files.push(SafetensorsFile::open(single)?);
         } else if index.exists() {
             folder.open_shards(&index)?;
         } else {
             return Err(malformed(
                 dir,
-                "holds neither model.safetensors nor model.safetensors.index.json; weights of \
-                 another kind must be saved as safetensors first",
+                format!(
+                    "holds neither {SINGLE} nor {INDEX}; weights of another kind must be saved as \
+                     safetensors first"
+                ),
             ));
+        }
+        for (i, file) in folder.files.iter().enumerate() {
+            for name in file.names() {
+                folder.places.entry(name).or_insert(i);
+            }
         }
         Ok(folder)
     }
@@ -73,150 +74,207 @@ impl HfFolder {
         let map = index["weight_map"]
             .as_object()
             .ok_or_else(|| malformed(index_path, "the object 'weight_map' is missing"))?;
-        let mut shard_of_file: BTreeMap<&str, usize> = BTreeMap::new();
-        for (name, file) in map {
+        let mut file_of_shard: BTreeMap<&str, usize> = BTreeMap::new();
+        for (name, shard) in map {
             // A plain file name: an index must not reach outside its folder.
-            let file = file
+            let shard = shard
                 .as_str()
-                .filter(|file| !file.contains('/') && *file != "..")
-                .ok_or_else(|| malformed(index_path, format!("{file} is no file name")))?;
-            let shard = match shard_of_file.get(file) {
-                Some(shard) => *shard,
+                .filter(|shard| !shard.contains('/') && *shard != "..")
+                .ok_or_else(|| {
+                    let problem = format!("'weight_map': '{name}': {shard} is no file name");
+                    malformed(index_path, problem)
+                })?;
+            let file = match file_of_shard.get(shard) {
+                Some(file) => *file,
                 None => {
-                    let path = self.dir.join(file);
+                    let path = self.dir.join(shard);
                     if !path.exists() {
                         return Err(malformed(
                             &path,
-                            format!("is missing; the index says that '{name}' is in it"),
+                            format!(
+                                "is missing; the index says that '{name}' is in it: copy or \
+                                 download it"
+                            ),
                         ));
                     }
-                    self.shards.push(Shard::open(path)?);
-                    shard_of_file.insert(file, self.shards.len() - 1);
-                    self.shards.len() - 1
+                    self.files.push(SafetensorsFile::open(path)?);
+                    file_of_shard.insert(shard, self.files.len() - 1);
+                    self.files.len() - 1
                 }
             };
-            if self.shards[shard].metadata.info(name).is_none() {
-                let path = &self.shards[shard].path;
+            if !self.files[file].contains(name) {
                 return Err(malformed(
-                    path,
+                    self.files[file].path(),
                     format!("lacks tensor '{name}', which the index says is in it"),
                 ));
             }
-            self.places.insert(name.clone(), shard);
+            self.places.insert(name.clone(), file);
         }
         Ok(())
     }
 
-    /// Names of tensors that are not among `expected`, sorted.
-    pub fn unknown_tensors(&self, expected: &[String]) -> Vec<String> {
-        let expected: HashSet<&String> = expected.iter().collect();
-        let unknown = self.places.keys().filter(|name| !expected.contains(name));
-        unknown.cloned().collect()
+    /// Checks that the folder holds exactly the tensors that `config` implies, in their shapes.
+    ///
+    /// # Errors
+    /// Missing tensors, tensors that nothing asks for, other shapes, FP8 weights without their
+    /// scales: all are named, up to a sensible length. Or an output head that differs from the
+    /// embedding it is tied to.
+    pub fn check(&self, config: &ModelConfig) -> Result<(), WeightError> {
+        let mut known = HashSet::new();
+        let (mut missing, mut misshapen, mut unscaled) = (Vec::new(), Vec::new(), Vec::new());
+        for (name, shape) in expected_tensors(config) {
+            let Some(file) = self.file(&name) else {
+                missing.push(format!("'{name}'"));
+                continue;
+            };
+            let found = file.shape(&name);
+            if found != shape {
+                let place = file
+                    .path()
+                    .file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy();
+                misshapen.push(format!(
+                    "'{name}' in {place} has shape {found:?}, the config asks for {shape:?}"
+                ));
+            }
+            if file.is_fp8(&name) {
+                let scale = block_fp8::scale_name(&name);
+                if self.file(&scale).is_none() {
+                    unscaled.push(format!("'{name}' without '{scale}'"));
+                }
+                known.insert(scale);
+            }
+            known.insert(name);
+        }
+        let unknown = self.places.keys();
+        let unknown = unknown.filter(|name| !known.contains(*name) && !self.is_idle(name, config));
+        let unknown: Vec<String> = unknown.map(|name| format!("'{name}'")).collect();
+        let unlisted = match missing.is_empty() {
+            true => Vec::new(),
+            false => self.unlisted_files()?,
+        };
+        let problems: Vec<String> = [
+            ("missing tensors: ", missing),
+            ("files that the index does not name: ", unlisted),
+            ("tensors of another shape: ", misshapen),
+            ("FP8 weights without their scales: ", unscaled),
+            ("tensors unknown to this model type and config: ", unknown),
+        ]
+        .into_iter()
+        .filter(|(_, names)| !names.is_empty())
+        .map(|(what, names)| what.to_string() + &listed(&names))
+        .collect();
+        if !problems.is_empty() {
+            return Err(malformed(&self.dir, problems.join("; ")));
+        }
+        if config.tie_word_embeddings && self.places.contains_key(HEAD) {
+            self.check_tied_head()?;
+        }
+        Ok(())
     }
-}
 
-impl WeightSource for HfFolder {
-    fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor, WeightError> {
-        let Some(&shard) = self.places.get(name) else {
+    /// Whether the network has no use for the tensor and yet it may be there.
+    fn is_idle(&self, name: &str, config: &ModelConfig) -> bool {
+        let first = config.num_hidden_layers;
+        let is_prediction_layer = name
+            .strip_prefix("model.layers.")
+            .and_then(|rest| rest.split_once('.')?.0.parse::<usize>().ok())
+            .is_some_and(|layer| {
+                (first..first.saturating_add(self.format.num_nextn_predict_layers)).contains(&layer)
+            });
+        is_prediction_layer
+            || (name == HEAD && config.tie_word_embeddings)
+            || name.ends_with(".rotary_emb.inv_freq")
+    }
+
+    /// Safetensors files of the folder that were not opened.
+    fn unlisted_files(&self) -> Result<Vec<String>, WeightError> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.dir).map_err(io(&self.dir))? {
+            let path = entry.map_err(io(&self.dir))?.path();
+            if path.extension().is_some_and(|end| end == "safetensors")
+                && !self.files.iter().any(|file| file.path() == path)
+            {
+                names.push(
+                    path.file_name()
+                        .unwrap_or_default()
+                        .to_string_lossy()
+                        .into_owned(),
+                );
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// transformers ties a head to the embedding only where both are equal, older versions always.
+    fn check_tied_head(&self) -> Result<(), WeightError> {
+        let (embedding, head) = (self.read(EMBEDDING)?, self.read(HEAD)?);
+        if embedding == head {
+            return Ok(());
+        }
+        Err(malformed(
+            &self.dir,
+            format!(
+                "'tie_word_embeddings' is true, but '{HEAD}' differs from '{EMBEDDING}': remove the \
+                 one that is wrong, or set 'tie_word_embeddings' to false"
+            ),
+        ))
+    }
+
+    fn file(&self, name: &str) -> Option<&SafetensorsFile> {
+        self.places.get(name).map(|&file| &self.files[file])
+    }
+
+    /// The tensor `name` in its own shape.
+    fn read(&self, name: &str) -> Result<Tensor, WeightError> {
+        let Some(file) = self.file(name) else {
             return Err(WeightError::Missing {
                 path: self.dir.clone(),
                 name: name.to_string(),
             });
         };
-        self.shards[shard].tensor(name, shape)
-    }
-}
-
-impl Shard {
-    fn open(path: PathBuf) -> Result<Shard, WeightError> {
-        let file = File::open(&path).map_err(io(&path))?;
-        let file_bytes = file.metadata().map_err(io(&path))?.len();
-        let too_short = |what: &str, needed: u64| {
-            malformed(
-                &path,
-                format!(
-                    "the file ends at byte {file_bytes}, {what} needs {needed}: copy or download it again"
-                ),
-            )
-        };
-        if file_bytes < 8 {
-            return Err(too_short("the header's length", 8));
+        if !file.is_fp8(name) {
+            return file.read(name);
         }
-        let mut length = [0; 8];
-        file.read_exact_at(&mut length, 0).map_err(io(&path))?;
-        let length = u64::from_le_bytes(length);
-        if length > MAX_HEADER_BYTES && length < file_bytes {
+        let scale = block_fp8::scale_name(name);
+        let Some(scale_file) = self.file(&scale) else {
             return Err(malformed(
-                &path,
-                format!("a header of {length} bytes: damaged, or not a safetensors file"),
+                file.path(),
+                format!(
+                    "tensor '{name}' is in FP8 (F8_E4M3), but its scales '{scale}' are missing"
+                ),
             ));
-        }
-        let data_start = match length.checked_add(8) {
-            Some(end) if end <= file_bytes => end,
-            end => return Err(too_short("the header", end.unwrap_or(u64::MAX))),
         };
-        let mut header = vec![0; length as usize];
-        file.read_exact_at(&mut header, 8).map_err(io(&path))?;
-        // Deserialising checks that the tensors' offsets fit their shapes, without gaps or overlaps.
-        let metadata: Metadata = serde_json::from_slice(&header)
-            .map_err(|error| malformed(&path, format!("damaged safetensors header: {error}")))?;
-        let needed = data_start.saturating_add(metadata.data_len() as u64);
-        if needed > file_bytes {
-            return Err(too_short("its last tensor", needed));
-        }
-        Ok(Shard {
-            path,
-            file,
-            metadata,
-            data_start,
-        })
+        let Some(block) = self.format.weight_block_size else {
+            return Err(malformed(
+                &self.dir.join("config.json"),
+                format!(
+                    "the key 'quantization_config.weight_block_size' is missing; tensor '{name}' \
+                     is in FP8"
+                ),
+            ));
+        };
+        block_fp8::read(file, name, scale_file, block)
     }
+}
 
-    fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor, WeightError> {
-        let info = self
-            .metadata
-            .info(name)
-            .expect("open() checked that the shard holds it");
-        let found: Vec<i64> = info.shape.iter().map(|&dim| dim as i64).collect();
-        if found != shape {
-            return Err(WeightError::Shape {
-                path: self.path.clone(),
-                name: name.to_string(),
-                found,
-                expected: shape.to_vec(),
-            });
-        }
-        let kind = match info.dtype {
-            Dtype::F32 => Kind::Float,
-            Dtype::F16 => Kind::Half,
-            Dtype::BF16 => Kind::BFloat16,
-            other => {
-                return Err(malformed(
-                    &self.path,
-                    format!("tensor '{name}' is of type {other:?}; F32, F16 and BF16 are read"),
-                ));
+impl WeightSource for HfFolder {
+    fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor, WeightError> {
+        if let Some(file) = self.file(name) {
+            let found = file.shape(name);
+            if found != shape {
+                return Err(WeightError::Shape {
+                    path: file.path().to_path_buf(),
+                    name: name.to_string(),
+                    found,
+                    expected: shape.to_vec(),
+                });
             }
-        };
-        let (start, end) = info.data_offsets;
-        let mut bytes = vec![0; end - start];
-        self.file
-            .read_exact_at(&mut bytes, self.data_start + start as u64)
-            .map_err(io(&self.path))?;
-        Ok(Tensor::from_data_size(&bytes, shape, kind).to_kind(Kind::Float))
-    }
-}
-
-fn malformed(path: &Path, problem: impl Into<String>) -> WeightError {
-    WeightError::Malformed {
-        path: path.to_path_buf(),
-        problem: problem.into(),
-    }
-}
-
-fn io(path: &Path) -> impl Fn(std::io::Error) -> WeightError {
-    let path = path.to_path_buf();
-    move |source| WeightError::Io {
-        path: path.clone(),
-        source,
+        }
+        let tensor = self.read(name)?;
+        debug_assert_eq!(tensor.kind(), Kind::Float);
+        Ok(tensor)
     }
 }

@@ -12,15 +12,17 @@ use kernels::tch::{Device, Kind, Tensor};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde_json::{Map, Value, json};
 
-use super::CheckpointError;
 use super::config_json::{config_json, generation_config_json};
+use super::expected_tensors::CORRECTION_BIAS;
+use super::{CheckpointError, io};
 use crate::config::ModelConfig;
 use crate::tokenizer::Tokenizer;
 use crate::weights::WeightError;
 
 /// Writes the model folder `dir`: config, tokenizer, and `tensors` (Hugging Face names) as `kind`,
 /// one of Float, BFloat16 and Half, in files of at most `max_shard_bytes` (a larger tensor gets a
-/// file of its own). An older model there is replaced.
+/// file of its own). Correction biases stay in f32: rounded, they would choose other experts. An
+/// older model there is replaced.
 ///
 /// # Errors
 /// `dir` is something else than a model folder, or can't be written. The old model stays then.
@@ -69,10 +71,10 @@ fn write_model(
     kind: Kind,
     max_shard_bytes: usize,
 ) -> Result<(), CheckpointError> {
-    let (dtype, torch_dtype) = match kind {
-        Kind::Float => ("F32", "float32"),
-        Kind::BFloat16 => ("BF16", "bfloat16"),
-        Kind::Half => ("F16", "float16"),
+    let torch_dtype = match kind {
+        Kind::Float => "float32",
+        Kind::BFloat16 => "bfloat16",
+        Kind::Half => "float16",
         other => panic!("weights are saved as Float, BFloat16 or Half, not {other:?}"),
     };
     write_json(&dir.join("config.json"), &config_json(config, torch_dtype))?;
@@ -80,10 +82,12 @@ fn write_model(
     write_json(&generation, &generation_config_json(config))?;
     tokenizer.save(dir)?;
 
-    let num_bytes = |tensor: &Tensor| tensor.numel() * kind.elt_size_in_bytes();
+    let num_bytes = |(name, tensor): &(String, Tensor)| {
+        tensor.numel() * stored_kind(name, kind).elt_size_in_bytes()
+    };
     let mut shards: Vec<&[(String, Tensor)]> = Vec::new();
     let (mut first, mut filled) = (0, 0);
-    for (i, (_, tensor)) in tensors.iter().enumerate() {
+    for (i, tensor) in tensors.iter().enumerate() {
         if i > first && filled + num_bytes(tensor) > max_shard_bytes {
             shards.push(&tensors[first..i]);
             (first, filled) = (i, 0);
@@ -93,34 +97,35 @@ fn write_model(
     shards.push(&tensors[first..]);
 
     if let [only] = shards.as_slice() {
-        write_shard(&dir.join("model.safetensors"), only, kind, dtype)?;
+        write_shard(&dir.join("model.safetensors"), only, kind)?;
         return Ok(());
     }
     let mut weight_map = Map::new();
     for (i, shard) in shards.iter().enumerate() {
         let file = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
-        write_shard(&dir.join(&file), shard, kind, dtype)?;
+        write_shard(&dir.join(&file), shard, kind)?;
         for (name, _) in *shard {
             weight_map.insert(name.clone(), json!(file));
         }
     }
-    let total: usize = tensors.iter().map(|(_, tensor)| num_bytes(tensor)).sum();
+    let total: usize = tensors.iter().map(num_bytes).sum();
     let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
     write_json(&dir.join("model.safetensors.index.json"), &index)?;
     Ok(())
 }
 
-/// One safetensors file; `hf_folder.rs` tells the format.
-fn write_shard(
-    path: &Path,
-    tensors: &[(String, Tensor)],
-    kind: Kind,
-    dtype: &str,
-) -> Result<(), WeightError> {
+/// One safetensors file; `safetensors_file.rs` tells the format.
+fn write_shard(path: &Path, tensors: &[(String, Tensor)], kind: Kind) -> Result<(), WeightError> {
     let mut header = Map::new();
     header.insert("__metadata__".to_string(), json!({"format": "pt"}));
     let mut start = 0;
     for (name, tensor) in tensors {
+        let kind = stored_kind(name, kind);
+        let dtype = match kind {
+            Kind::Float => "F32",
+            Kind::BFloat16 => "BF16",
+            _ => "F16",
+        };
         let end = start + tensor.numel() * kind.elt_size_in_bytes();
         let entry = json!({"dtype": dtype, "shape": tensor.size(), "data_offsets": [start, end]});
         header.insert(name.clone(), entry);
@@ -134,7 +139,8 @@ fn write_shard(
     let mut write = |bytes: &[u8]| file.write_all(bytes).map_err(io(path));
     write(&(header.len() as u64).to_le_bytes())?;
     write(&header)?;
-    for (_, tensor) in tensors {
+    for (name, tensor) in tensors {
+        let kind = stored_kind(name, kind);
         let tensor = tensor
             .detach()
             .to_device(Device::Cpu)
@@ -145,6 +151,14 @@ fn write_shard(
         write(&bytes)?;
     }
     file.flush().map_err(io(path))
+}
+
+/// The type that the tensor `name` is written in when the others are written as `kind`.
+fn stored_kind(name: &str, kind: Kind) -> Kind {
+    match name.ends_with(CORRECTION_BIAS) {
+        true => Kind::Float,
+        false => kind,
+    }
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<(), WeightError> {
@@ -189,13 +203,5 @@ fn remove_folder(dir: &Path) -> Result<(), WeightError> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io(dir)(error)),
         _ => Ok(()),
-    }
-}
-
-fn io(path: &Path) -> impl Fn(std::io::Error) -> WeightError {
-    let path: PathBuf = path.to_path_buf();
-    move |source| WeightError::Io {
-        path: path.clone(),
-        source,
     }
 }

@@ -174,8 +174,7 @@ fn config_comes_from_the_metadata() {
             tie_word_embeddings: true,
             bos_token_id: None,
             eos_token_ids: vec![2],
-            moe: None,
-            dsa: None,
+            ..ModelConfig::sizeless_llama()
         };
         assert_eq!(config, expected);
     }

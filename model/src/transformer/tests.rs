@@ -18,7 +18,7 @@ mod upcycled;
 use kernels::tch::{self, Device, Kind, Tensor};
 
 use super::*;
-use crate::config::{DsaConfig, MoeConfig, ScoringFunc};
+use crate::config::{DsaConfig, ModelType, MoeConfig};
 use crate::input::Document;
 use crate::random_model::fresh_tensor;
 
@@ -40,31 +40,21 @@ fn dense_config() -> ModelConfig {
         tie_word_embeddings: false,
         bos_token_id: None,
         eos_token_ids: vec![2],
-        moe: None,
-        dsa: None,
+        ..ModelConfig::sizeless_llama()
     }
 }
 
 fn with_experts(config: ModelConfig) -> ModelConfig {
-    let moe = MoeConfig {
-        num_experts: 4,
-        num_experts_per_tok: 2,
-        scoring_func: ScoringFunc::Softmax,
-    };
     ModelConfig {
-        moe: Some(moe),
+        model_type: ModelType::Mixtral,
+        moe: Some(MoeConfig::mixtral(4, 2)),
         ..config
     }
 }
 
 fn with_indexer(config: ModelConfig, index_topk: usize) -> ModelConfig {
-    let dsa = DsaConfig {
-        index_n_heads: 4,
-        index_head_dim: 6,
-        index_topk,
-    };
     ModelConfig {
-        dsa: Some(dsa),
+        dsa: Some(DsaConfig::new(4, 6, index_topk)),
         ..config
     }
 }

@@ -2,9 +2,7 @@
 //! records that training can replay. Weights are large, so that every token depends on its context.
 
 use model::logprobs::token_logprobs;
-use model::{
-    DsaConfig, ModelConfig, MoeConfig, PackedInput, ScoringFunc, WeightError, WeightSource,
-};
+use model::{DsaConfig, ModelConfig, ModelType, MoeConfig, PackedInput, WeightError, WeightSource};
 use tch::Device;
 
 use super::*;
@@ -49,16 +47,14 @@ fn config(moe: bool, dsa: bool) -> ModelConfig {
         tie_word_embeddings: false,
         bos_token_id: None,
         eos_token_ids: STOP.to_vec(),
-        moe: moe.then_some(MoeConfig {
-            num_experts: 4,
-            num_experts_per_tok: 2,
-            scoring_func: ScoringFunc::Softmax,
-        }),
-        dsa: dsa.then_some(DsaConfig {
-            index_n_heads: 4,
-            index_head_dim: 8,
-            index_topk: 6,
-        }),
+        model_type: if moe {
+            ModelType::Mixtral
+        } else {
+            ModelType::Llama
+        },
+        moe: moe.then_some(MoeConfig::mixtral(4, 2)),
+        dsa: dsa.then_some(DsaConfig::new(4, 8, 6)),
+        ..ModelConfig::sizeless_llama()
     }
 }
 

@@ -196,8 +196,7 @@ fn token_cache_bytes(config: &ModelConfig, kind: Kind) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use model::config::ScoringFunc;
-    use model::{DsaConfig, MoeConfig};
+    use model::{DsaConfig, ModelType, MoeConfig};
 
     use super::*;
     use crate::bench::smollm2_135m;
@@ -250,16 +249,9 @@ mod tests {
     #[test]
     fn experts_and_selected_keys_count_as_far_as_they_are_used() {
         let config = ModelConfig {
-            moe: Some(MoeConfig {
-                num_experts: 4,
-                num_experts_per_tok: 2,
-                scoring_func: ScoringFunc::Softmax,
-            }),
-            dsa: Some(DsaConfig {
-                index_n_heads: 4,
-                index_head_dim: 32,
-                index_topk: 16,
-            }),
+            model_type: ModelType::Mixtral,
+            moe: Some(MoeConfig::mixtral(4, 2)),
+            dsa: Some(DsaConfig::new(4, 32, 16)),
             ..smollm2_135m()
         };
         // Router 4 x 576; indexer 576 x (4 x 32 + 32 + 4).

@@ -31,6 +31,9 @@ pub struct Args {
     /// Type to store; f32 keeps every bit of the source
     #[arg(long, value_enum, default_value_t = Dtype::F32)]
     dtype: Dtype,
+    /// Search the source for weights that are NaN or infinite first, and refuse them
+    #[arg(long)]
+    check_finite: bool,
     /// Draws what is new: router and indexer
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -45,6 +48,9 @@ enum Dtype {
 /// Reads, transforms and writes the model.
 pub fn run(args: &Args) -> Result<(), Failure> {
     logging::start()?;
+    if args.check_finite {
+        model::checkpoint::check_finite(&args.source)?;
+    }
     let wish = PolicyConfig {
         source: PolicySource::Path(args.source.display().to_string()),
         upcycle: args.upcycle.clone(),

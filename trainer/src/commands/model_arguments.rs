@@ -198,11 +198,7 @@ pub fn parse_upcycle(text: &str) -> Result<UpcycleConfig, String> {
 /// Reads `heads=4,dim=32,topk=16`.
 pub fn parse_dsa(text: &str) -> Result<DsaConfig, String> {
     let [index_n_heads, index_head_dim, index_topk] = numbers(text, ["heads", "dim", "topk"])?;
-    Ok(DsaConfig {
-        index_n_heads,
-        index_head_dim,
-        index_topk,
-    })
+    Ok(DsaConfig::new(index_n_heads, index_head_dim, index_topk))
 }
 
 /// The numbers of `a=1,b=2` in the order of `names`, every one of which must be there.

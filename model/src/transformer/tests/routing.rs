@@ -1,6 +1,7 @@
 //! Recorded routing, replayed: the same experts, with gates that live and learn.
 
 use super::*;
+use crate::config::ScoringFunc;
 
 fn expert_variants() -> [ModelConfig; 3] {
     let sigmoid = {
