@@ -61,17 +61,8 @@ DEEPSEEK_V32_FP8 = {
     "q_lora_rank": 40, "kv_lora_rank": 136, "num_experts_per_tok": 2,
     "quantization_config": {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
                             "weight_block_size": [128, 128]}}
-# YaRN as in the release.
-DEEPSEEK_V32_SINE = {
-    **DEEPSEEK_V32, "vocab_size": 64, "intermediate_size": 48, "moe_intermediate_size": 16, "q_lora_rank": 16,
-    "qk_nope_head_dim": 8, "v_head_dim": 8, "num_experts_per_tok": 2, "index_n_heads": 4, "index_topk": 4,
-    "max_position_embeddings": 163840, "rope_theta": 10000,
-    "rope_scaling": {**YARN, "factor": 40, "original_max_position_embeddings": 4096}, "torch_dtype": "float32"}
 
 CONFIGS = {
     "llama": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3, "mixtral": MIXTRAL, "qwen3_moe": QWEN3_MOE, "deepseek_v3": DEEPSEEK_V3,
     "deepseek_v32": DEEPSEEK_V32, "glm_moe_dsa": GLM_MOE_DSA, "deepseek_v32_fp8": DEEPSEEK_V32_FP8,
-    "deepseek_v32_sine": DEEPSEEK_V32_SINE,
 }
-# Models whose weights are sines, and their tokens.
-SINE = {"deepseek_v32_sine": [0, 5, 17, 42, 3, 60, 9, 33, 21, 8, 50, 12]}

@@ -82,21 +82,3 @@ def checksum(stored):
         for byte in stored[name].contiguous().view(torch.uint8).numpy().tobytes():
             h = ((h ^ byte) * FNV_PRIME) & MASK
     return f"{h:016x}"
-
-
-def sine_tensors(shapes):
-    """The weights of deepseek_v32_sine: with n the rank of a name among the sorted names and i = 0, 1, ... row-major,
-    v = sin(0.37 (i + 1) (1 + 0.01 (n + 1)) + 1.7 (n + 1)); norms 1 + v/10, biases v/10, embedding v, else 1.2 v / sqrt(columns).
-    """
-    out = {}
-    for n, name in enumerate(sorted(shapes)):
-        i = torch.arange(torch.Size(shapes[name]).numel(), dtype=torch.float64)
-        v = torch.sin(0.37 * (i + 1) * (1 + 0.01 * (n + 1)) + 1.7 * (n + 1)).reshape(shapes[name])
-        if name.endswith("norm.weight"):
-            v = 1 + 0.1 * v
-        elif name.endswith("bias"):
-            v = 0.1 * v
-        elif not name.endswith("embed_tokens.weight"):
-            v = v * 1.2 / shapes[name][1] ** 0.5
-        out[name] = v.float()
-    return out

@@ -9,7 +9,7 @@ model folders, with weights, to DIR/NAME.
 
 expected.json holds, T being the number of tokens and layers counted from 0:
     made_by, seed        versions, and the seed of the weights
-    tensors, checksum    names and shapes on disk; hash of all weights (none of sines, whose last bits vary among libraries)
+    tensors, checksum    names and shapes on disk; hash of all weights
     tokens, logits       [T], [T][vocab_size]: eager attention in f32 on the CPU
     greedy               the most likely tokens that follow, one after the other; none ends the sequence
     experts              [MoE layers][T][top_k], ascending
@@ -34,7 +34,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import formula_weights
-from family_configs import CONFIGS, SINE
+from family_configs import CONFIGS
 from observe import observe
 
 HERE = pathlib.Path(__file__).parent
@@ -92,24 +92,22 @@ def expected(name, config, seed):
     """The contents of expected.json, config_transformers.json and the stored tensors; None where a choice is too close."""
     torch.manual_seed(0)
     shapes, saved = stored_shapes(config)
-    stored = formula_weights.sine_tensors(shapes) if name in SINE else formula_weights.tensors(seed, shapes)
+    stored = formula_weights.tensors(seed, shapes)
     plain = formula_weights.dequantized(stored)
     model = load(config, plain, torch.float32)
-    tokens = SINE.get(name) or tokens_of(config, 40 if "index_topk" in config else 24)
+    tokens = tokens_of(config, 40 if "index_topk" in config else 24)
     seen = observe(model, tokens)
     greedy, seen.margins["greedy"] = continuation(model, tokens)
     print(f"{name} seed {seed}: margins {seen.margins}, logits std {seen.logits.std():.3f}", flush=True)
     ends = config["eos_token_id"] if isinstance(config["eos_token_id"], list) else [config["eos_token_id"]]
-    if name not in SINE and (min(seen.margins.values()) < MIN_MARGIN or set(greedy) & set(ends)):
+    if min(seen.margins.values()) < MIN_MARGIN or set(greedy) & set(ends):
         return None
     out = {
         "made_by": {"script": "tests/golden/make_families.py", "torch": torch.__version__,
                     "transformers": transformers.__version__},
-        "tensors": shapes,
+        "seed": seed, "tensors": shapes, "checksum": formula_weights.checksum(stored),
+        "tokens": tokens, "logits": rounded(seen.logits), "greedy": greedy,
     }
-    if name not in SINE:
-        out |= {"seed": seed, "checksum": formula_weights.checksum(stored)}
-    out |= {"tokens": tokens, "logits": rounded(seen.logits), "greedy": greedy}
     if seen.experts:
         out["experts"] = seen.experts
     if seen.selected:
@@ -180,4 +178,5 @@ def main():
             save_file(stored, whole / "model.safetensors", {"format": "pt"})
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -8,25 +8,33 @@ from transformers.models.glm_moe_dsa import modeling_glm_moe_dsa
 
 @dataclasses.dataclass
 class Seen:
-    """T tokens. `experts` [MoE layers][T][top_k] and `selected` [layers][T][..] are ascending."""
+    """T tokens. `experts` [MoE layers][T][top_k] and `selected` [layers][T][..] are ascending; `indexer_kl` is [layers][T],
+    `index_scores` [layers] of [T, T], `hidden` [layers] of [T, hidden_size], what each layer returns."""
     logits: torch.Tensor
     experts: list
     selected: list
     margins: dict
     indexer_kl: torch.Tensor
+    index_scores: list
+    hidden: list
 
 
-def observe(model, tokens, index_topk=None, other_rotation=False):
-    """The pass over one sequence. `index_topk` replaces the model's own; `other_rotation` swaps the layout in which the
-    indexer rotates: half-split for interleaved and back."""
+def observe(model, tokens, index_topk=None, dense_layers=None, other_rotation=False):
+    """The pass over one sequence. `index_topk` replaces the model's own, in all layers or in `dense_layers`;
+    `other_rotation` swaps the layout in which the indexer rotates: half-split for interleaved and back."""
     routers = modules(model, "topkrouter")
     indexers = modules(model, "indexer")
     routed, scores, chosen = [], [], []
     hooks = [router.register_forward_hook(lambda module, inputs, output: routed.append((module, inputs[0], output)))
              for router in routers]
     own_topk = [indexer.index_topk for indexer in indexers]
-    for indexer in indexers:
-        indexer.index_topk = index_topk or indexer.index_topk
+    layers = modules(model, "decoderlayer")
+    outputs = {}
+    hooks += [layer.register_forward_hook(lambda module, inputs, output: outputs.setdefault(module, output))
+              for layer in layers]
+    for layer, indexer in enumerate(indexers):
+        if index_topk and (dense_layers is None or layer in dense_layers):
+            indexer.index_topk = index_topk
         indexer.forward = spied(indexer.forward, scores, chosen, other_rotation)
     try:
         with torch.no_grad():
@@ -50,6 +58,9 @@ def observe(model, tokens, index_topk=None, other_rotation=False):
         selected=visible,
         margins=margins,
         indexer_kl=torch.stack([kl(*layer) for layer in zip(output.attentions, scores, visible)]) if indexers else None,
+        index_scores=scores,
+        hidden=[(output[0] if isinstance(output, tuple) else output).reshape(len(tokens), -1)
+                for output in map(outputs.get, layers)],
     )
 
 
