@@ -24,7 +24,8 @@ def difference(folder):
     own = folder / "expected.json"
     expected = json.loads((own if own.exists() else FAMILIES / folder.name / "expected.json").read_text())
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
+        folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager",
+        output_loading_info=True)
     problems = {kind: names for kind, names in info.items() if names}
     assert not problems, (folder, problems)
     with torch.no_grad():

@@ -19,14 +19,17 @@ class Seen:
     hidden: list
 
 
-def observe(model, tokens, index_topk=None, dense_layers=None, other_rotation=False):
+def observe(model, tokens, index_topk=None, dense_layers=None, other_rotation=False, experts=None):
     """The pass over one sequence. `index_topk` replaces the model's own, in all layers or in `dense_layers`;
-    `other_rotation` swaps the layout in which the indexer rotates: half-split for interleaved and back."""
+    `other_rotation` swaps the layout in which the indexer rotates: half-split for interleaved and back. `experts`, as
+    `Seen` has them, are taken instead of those that the routers choose."""
     routers = modules(model, "topkrouter")
     indexers = modules(model, "indexer")
     routed, scores, chosen = [], [], []
     hooks = [router.register_forward_hook(lambda module, inputs, output: routed.append((module, inputs[0], output)))
              for router in routers]
+    for router, ids in zip(routers, experts or []):
+        hooks.append(router.register_forward_hook(lambda module, _, output, ids=ids: forced(module, output, ids)))
     own_topk = [indexer.index_topk for indexer in indexers]
     layers = modules(model, "decoderlayer")
     outputs = {}
@@ -97,9 +100,20 @@ def key_margin(scores, topk):
     return least
 
 
+def forced(router, output, experts):
+    """What `router` returns, with the given experts and the gates that its scores then mean."""
+    logits, gates, _ = output
+    experts = torch.tensor(experts)
+    is_sigmoid = hasattr(router, "e_score_correction_bias")
+    scores = (logits.float().sigmoid() if is_sigmoid else logits.float().softmax(-1)).gather(-1, experts)
+    if getattr(router, "norm_topk_prob", True):
+        scores = scores / scores.sum(-1, keepdim=True)
+    return logits, (scores * getattr(router, "routed_scaling_factor", 1.0)).to(gates.dtype), experts
+
+
 def router_margins(router, hidden):
     """The same for experts, and for groups of experts where a router limits itself to some."""
-    logits = torch.nn.functional.linear(hidden.reshape(-1, hidden.shape[-1]).float(), router.weight.float())
+    logits = torch.nn.functional.linear(hidden.reshape(-1, hidden.shape[-1]).float(), router.weight.float()).detach()
     gap = lambda values, k: float((values[:, k - 1] - values[:, k]).min())
     bias = getattr(router, "e_score_correction_bias", None)
     if bias is None:
