@@ -7,6 +7,7 @@ mod chat;
 mod determinism;
 mod disk_full;
 mod end_to_end;
+mod families;
 mod loading;
 mod program;
 mod refusal;

@@ -6,6 +6,7 @@
 
 mod cached;
 mod checkpointing;
+mod families;
 mod golden;
 mod indexer;
 mod packing;
