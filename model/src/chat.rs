@@ -103,7 +103,7 @@ impl Tokenizer {
     pub fn chat_format(&self) -> Result<ChatFormat<'_>, TokenizerError> {
         match self.chat_template() {
             Some(template) => Ok(ChatFormat::Template(template)),
-            None if deepseek_v32::missing_marker(self).is_none() => Ok(ChatFormat::DeepSeekV32),
+            None if deepseek_v32::is_spoken_by(self) => Ok(ChatFormat::DeepSeekV32),
             None => Err(TokenizerError::NoChatTemplate),
         }
     }

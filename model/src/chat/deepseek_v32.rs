@@ -37,12 +37,16 @@ pub const DSML: &str = "｜DSML｜";
 /// Every token of the encoding.
 pub const MARKERS: [&str; 7] = [BEGIN, END, USER, ASSISTANT, THINK, END_THINK, DSML];
 
-/// A token of the encoding that `tokenizer` does not have; None where it speaks the encoding.
-pub fn missing_marker(tokenizer: &Tokenizer) -> Option<&'static str> {
-    MARKERS.into_iter().find(|marker| {
+/// A token of DeepSeek-V4, which has all [`MARKERS`] too, but another encoding.
+pub(super) const OF_V4: &str = "<｜latest_reminder｜>";
+
+/// Whether `tokenizer` has the tokens of this encoding, each as one id, and is not DeepSeek-V4's.
+pub fn is_spoken_by(tokenizer: &Tokenizer) -> bool {
+    let is_one_id = |marker: &str| {
         let id = tokenizer.token_id(marker);
-        id.is_none_or(|id| tokenizer.encode(marker) != [id])
-    })
+        id.is_some_and(|id| tokenizer.encode(marker) == [id])
+    };
+    MARKERS.into_iter().all(is_one_id) && tokenizer.token_id(OF_V4).is_none()
 }
 
 /// The text of `messages[num_context..]`, as it follows on the text of the messages before; only with

@@ -2,20 +2,16 @@
 
 use super::*;
 
-/// A byte-level tokenizer with the tokens of DeepSeek-V3.2 but `without`, as a model folder has it, and
-/// with `template`.
-fn tokenizer(without: Option<&str>, template: Option<&str>) -> Tokenizer {
+/// A byte-level tokenizer with added tokens, as a model folder has it, and a chat template.
+fn with_tokens(tokens: &[&str], template: Option<&str>) -> Tokenizer {
     let folder = tempfile::tempdir().unwrap();
     Tokenizer::byte_level().save(folder.path()).unwrap();
     let path = |name: &str| folder.path().join(name);
     let text = std::fs::read(path("tokenizer.json")).unwrap();
     let mut file: serde_json::Value = serde_json::from_slice(&text).unwrap();
-    // The ids differ from those of the real tokenizer: they are looked up, never known.
-    let markers = deepseek_v32::MARKERS.iter().rev();
-    let markers = markers.filter(|marker| Some(**marker) != without);
-    let added = markers.zip(259..).map(|(marker, id)| {
-        let special = !["<think>", "</think>"].contains(marker);
-        serde_json::json!({"id": id, "content": marker, "special": special, "single_word": false,
+    let added = tokens.iter().zip(259..).map(|(token, id)| {
+        let special = !["<think>", "</think>"].contains(token);
+        serde_json::json!({"id": id, "content": token, "special": special, "single_word": false,
             "lstrip": false, "rstrip": false, "normalized": false})
     });
     file["added_tokens"].as_array_mut().unwrap().extend(added);
@@ -28,31 +24,41 @@ fn tokenizer(without: Option<&str>, template: Option<&str>) -> Tokenizer {
     Tokenizer::from_folder(folder.path()).unwrap()
 }
 
+/// With the tokens of DeepSeek-V3.2; the ids differ from the real ones: they are looked up, never known.
+fn tokenizer(template: Option<&str>) -> Tokenizer {
+    with_tokens(&deepseek_v32::MARKERS, template)
+}
+
 #[test]
 fn a_template_is_spoken_before_the_encoding_and_neither_is_an_error() {
-    let v32 = tokenizer(None, None);
+    let v32 = tokenizer(None);
     assert_eq!(v32.chat_format().unwrap(), ChatFormat::DeepSeekV32);
-    let with_template = tokenizer(None, Some("x"));
+    let with_template = tokenizer(Some("x"));
     assert_eq!(
         with_template.chat_format().unwrap(),
         ChatFormat::Template("x")
     );
-    for marker in deepseek_v32::MARKERS {
-        let lacking = tokenizer(Some(marker), None);
-        assert_eq!(deepseek_v32::missing_marker(&lacking), Some(marker));
-        let error = lacking.chat_format().unwrap_err();
-        assert!(matches!(error, TokenizerError::NoChatTemplate), "{marker}");
+    let markers = deepseek_v32::MARKERS;
+    for without in 0..markers.len() {
+        let rest = [&markers[..without], &markers[without + 1..]].concat();
+        let lacking = with_tokens(&rest, None);
+        let error = lacking.chat(&[Message::user("x")], &ChatOptions::default());
         assert!(
-            lacking
-                .chat(&[Message::user("x")], &ChatOptions::default())
-                .is_err()
+            matches!(error, Err(TokenizerError::NoChatTemplate)),
+            "{without}"
         );
     }
+    // DeepSeek-V4 has these tokens too, and speaks otherwise.
+    let v4 = with_tokens(&[&markers[..], &[deepseek_v32::OF_V4]].concat(), None);
+    assert!(matches!(
+        v4.chat_format(),
+        Err(TokenizerError::NoChatTemplate)
+    ));
 }
 
 #[test]
 fn every_marker_of_the_encoding_becomes_one_id() {
-    let tokenizer = tokenizer(None, None);
+    let tokenizer = tokenizer(None);
     let [begin, end, user, assistant, think, end_think, dsml] =
         deepseek_v32::MARKERS.map(|marker| tokenizer.token_id(marker).unwrap());
     let messages = [
@@ -97,7 +103,7 @@ fn every_marker_of_the_encoding_becomes_one_id() {
 
 #[test]
 fn ids_of_a_completion_are_read_back() {
-    let tokenizer = tokenizer(None, None);
+    let tokenizer = tokenizer(None);
     let ids = tokenizer.encode("R 多</think>C<｜end▁of▁sentence｜>");
     let text = tokenizer.decode_with_special(&ids).unwrap();
     let message = tokenizer.parse_completion(&text, Thinking::On).unwrap();
