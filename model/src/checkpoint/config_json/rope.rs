@@ -25,6 +25,11 @@ pub(super) fn read(keys: &Keys) -> Result<Rope, WeightError> {
     let scaling = keys.object("rope_scaling")?;
     let parameters = keys.object("rope_parameters")?;
     let rope = scaling.as_ref().or(parameters.as_ref());
+    let yarn = match rope {
+        Some(rope) => stretching(rope, keys)?,
+        None => None,
+    };
+    full_rotation(keys)?;
     let inner_theta = match rope {
         Some(rope) => rope.optional_number("rope_theta")?,
         None => None,
@@ -34,11 +39,6 @@ pub(super) fn read(keys: &Keys) -> Result<Rope, WeightError> {
         Some(theta) => theta,
         None => keys.number("rope_theta")?,
     };
-    let yarn = match rope {
-        Some(rope) => stretching(rope, keys)?,
-        None => None,
-    };
-    full_rotation(keys)?;
     Ok(Rope { theta, yarn })
 }
 

@@ -84,7 +84,7 @@ pub(super) fn small_config(model_type: ModelType) -> ModelConfig {
 
 pub(super) fn save_small(dir: &Path, config: &ModelConfig, tensors: &[(String, Tensor)]) {
     let tokenizer = Tokenizer::byte_level();
-    save(dir, config, &tokenizer, tensors, Kind::Float, 4000).unwrap();
+    save(dir, config, &tokenizer, tensors, Kind::Float, 1000).unwrap();
 }
 
 #[test]
