@@ -7,12 +7,14 @@
 //! as is the indexer's loss. Each operation has its slow twin in [`mod@reference`].
 
 mod attention;
+mod quantization;
 pub mod reference;
 mod scores;
 mod selection;
 
-pub use attention::{Attended, attend_selected, attend_selected_cached};
-pub use scores::{index_scores, mask_invisible_};
+pub use attention::{Attended, Values, attend_selected, attend_selected_cached, gathers};
+pub use quantization::{ScaleFormat, fp8_round_trip, hadamard};
+pub use scores::{index_scores, mask_invisible_, selected_index_scores};
 pub use selection::select_topk;
 
 use tch::{Kind, Tensor};

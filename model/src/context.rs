@@ -2,9 +2,9 @@
 
 use kernels::tch::{Device, Kind, Tensor};
 
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, YarnConfig};
 use crate::input::{Document, PackedInput};
-use crate::rope::Rotation;
+use crate::rope::{RopeLayout, Rotation, inverse_frequencies};
 
 /// Rotations of the main heads and of the indexer's heads for one set of tokens.
 #[derive(Debug)]
@@ -15,10 +15,20 @@ pub(crate) struct Rotations {
 
 impl Rotations {
     pub(crate) fn new(config: &ModelConfig, positions: &Tensor, kind: Kind) -> Rotations {
-        let rotation = |dim| Rotation::new(positions, dim, config.rope_theta, kind);
+        let yarn = config.yarn.as_ref();
+        let factor = yarn.map_or(1.0, YarnConfig::rotation_factor);
+        let rotation = |dim, interleave| {
+            let frequencies = inverse_frequencies(dim, config.rope_theta, yarn);
+            let layout = RopeLayout::of(interleave);
+            Rotation::new(positions, &frequencies, factor, layout, kind)
+        };
+        let interleave = config.mla.as_ref().is_some_and(|mla| mla.rope_interleave);
         Rotations {
-            main: rotation(config.head_dim),
-            index: config.dsa.as_ref().map(|d| rotation(d.index_head_dim)),
+            main: rotation(config.head_dim, interleave),
+            index: config
+                .dsa
+                .as_ref()
+                .map(|dsa| rotation(config.index_rope_dim(dsa), dsa.rope_interleave)),
         }
     }
 }

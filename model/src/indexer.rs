@@ -1,15 +1,17 @@
 //! DSA's lightning indexer: which keys a query attends to.
 //!
-//! q_I = wq h [T, H_I, d],  k_I = LayerNorm(wk h) [T, d],  both rotated (half-split RoPE);
+//! q_I = W_q x [T, H_I, d],  k_I = LayerNorm(W_k h) [T, d],  both rotated by RoPE;
 //! w = (weights_proj h) * H_I^-0.5 * d^-0.5 in f32;   I[t, s] = sum_j w[t, j] relu(q_I[t, j] . k_I[s]).
-//! The queries come from the hidden state, since grouped-query attention has no query latent
-//! (report 2.1, eq. 1). Inputs are detached: the indexer learns only from its own loss. The
-//! Hadamard rotation is left out: without quantisation it changes no score.
+//! x is the query latent of latent attention (`wq_b`; RoPE turns the leading qk_rope_head_dim dimensions)
+//! or else the hidden state h (`wq`; all dimensions turn) (report 2.1, eq. 1). Inputs are detached: the
+//! indexer learns only from its own loss. The Hadamard transform is part of the simulated
+//! quantisation; without it, it changes no score.
 
+use kernels::dsa::{self, ScaleFormat};
 use kernels::tch::{self, Kind, Tensor};
 
-use crate::config::{DsaConfig, ModelConfig};
-use crate::context::DocumentContext;
+use crate::config::{self, DsaConfig, ModelConfig};
+use crate::context::{DecodeContext, DocumentContext};
 use crate::parameter::{Parameter, ParameterGroup, ParameterLoader};
 use crate::rope::Rotation;
 use crate::weights::WeightError;
@@ -32,10 +34,36 @@ pub struct Indexer {
 pub(crate) struct IndexerStates {
     /// `[T, H_I, d]`.
     pub(crate) q: Tensor,
-    /// `[T, d]`.
+    /// `[T, d]`; a tile of queries has the keys of its whole document.
     pub(crate) k: Tensor,
     /// Head weights with both scale factors, `[T, H_I]` f32.
     pub(crate) weights: Tensor,
+}
+
+impl IndexerStates {
+    /// The rows of one document of the pack.
+    pub(crate) fn of_document(&self, document: &DocumentContext) -> IndexerStates {
+        IndexerStates {
+            q: document.rows(&self.q),
+            k: document.rows(&self.k),
+            weights: document.rows(&self.weights),
+        }
+    }
+}
+
+/// Index scores of a tile of queries over all keys of their document.
+#[derive(Debug)]
+pub(crate) struct TileScores(Tensor);
+
+impl TileScores {
+    /// The scores of `selected` `[rows, K]`, -inf at absent entries, with the gradient of `tile`.
+    pub(crate) fn of_selected(&self, tile: &IndexerStates, selected: &Tensor) -> Tensor {
+        if dsa::gathers(self.0.size()[1], selected.size()[1]) {
+            return dsa::selected_index_scores(&tile.q, &tile.weights, &tile.k, selected);
+        }
+        let chosen = self.0.gather(-1, &selected.clamp_min(0), false);
+        chosen.masked_fill(&selected.lt(0), f64::NEG_INFINITY)
+    }
 }
 
 impl Indexer {
@@ -46,11 +74,15 @@ impl Indexer {
         dsa: &DsaConfig,
     ) -> Result<Indexer, WeightError> {
         let (heads, dim, hidden) = (dsa.index_n_heads, dsa.index_head_dim, config.hidden_size);
+        let (wq, query_width) = match config.mla.as_ref().and_then(|mla| mla.q_lora_rank) {
+            Some(rank) => ("wq_b.weight", rank),
+            None => ("wq.weight", hidden),
+        };
         let mut load = |name: &str, shape: &[usize]| {
             loader.load(&format!("{prefix}.{name}"), ParameterGroup::Indexer, shape)
         };
         Ok(Indexer {
-            wq: load("wq.weight", &[heads * dim, hidden])?,
+            wq: load(wq, &[heads * dim, query_width])?,
             wk: load("wk.weight", &[dim, hidden])?,
             k_norm_weight: load("k_norm.weight", &[dim])?,
             k_norm_bias: load("k_norm.bias", &[dim])?,
@@ -64,14 +96,20 @@ impl Indexer {
         self.config.index_topk as i64
     }
 
-    /// Queries, keys and head weights of hidden states `h` `[T, hidden_size]`, rotated by `rotation`.
-    pub(crate) fn states(&self, h: &Tensor, rotation: &Rotation) -> IndexerStates {
-        let h = h.detach();
+    /// Queries of `query_input` `[T, query width]`, keys and head weights of hidden states `h`
+    /// `[T, hidden_size]`, rotated by `rotation`.
+    pub(crate) fn states(
+        &self,
+        h: &Tensor,
+        query_input: &Tensor,
+        rotation: &Rotation,
+    ) -> IndexerStates {
+        let (h, query_input) = (h.detach(), query_input.detach());
         let (heads, dim) = (
             self.config.index_n_heads as i64,
             self.config.index_head_dim as i64,
         );
-        let q = rotation.apply(&self.wq.project(&h).view([-1, heads, dim]));
+        let q = rotation.apply(&self.wq.project(&query_input).view([-1, heads, dim]));
         let k = self.wk.project(&h).to_kind(Kind::Float).layer_norm(
             [dim],
             Some(&self.k_norm_weight.weight_f32()),
@@ -87,21 +125,60 @@ impl Indexer {
             .to_kind(Kind::Float)
             .linear(&self.weights_proj.weight_f32(), None::<&Tensor>)
             * scale;
-        IndexerStates { q, k, weights }
+        IndexerStates {
+            q: self.quantized(q),
+            k: self.quantized(k),
+            weights,
+        }
     }
 
-    /// The selected keys of a document's queries `first..first + rows`, and the scores they were
-    /// selected by: (`[rows, min(topk, len)]` i64 ascending with -1 for absent, `[rows, len]` f32).
+    /// `x` after the simulated quantisation, where one is asked for.
+    fn quantized(&self, x: Tensor) -> Tensor {
+        let Some(quantization) = &self.config.quantization else {
+            return x;
+        };
+        let format = match quantization.scale_format {
+            config::ScaleFormat::Ue8m0 => ScaleFormat::Ue8m0,
+            config::ScaleFormat::F32 => ScaleFormat::F32,
+        };
+        dsa::fp8_round_trip(&dsa::hadamard(&x), format)
+    }
+
+    /// The selected keys of the queries of `tile`, of which the document's `first` is the first, and
+    /// the scores they were selected by: `[rows, min(topk, len)]` i64 ascending, -1 for absent.
     pub(crate) fn select(
         &self,
-        states: &IndexerStates,
+        tile: &IndexerStates,
         document: &DocumentContext,
         first: i64,
-        rows: i64,
-    ) -> (Tensor, Tensor) {
-        let scores = document_scores(states, document, first, rows);
-        let selected = tch::no_grad(|| kernels::dsa::select_topk(&scores, self.topk()));
-        (selected, scores)
+    ) -> (Tensor, TileScores) {
+        let num_keys = tile.k.size()[0];
+        // Where selected keys are gathered, their scores are computed again with a gradient: the
+        // graph of all scores would outlive the selection.
+        let scores = match dsa::gathers(num_keys, self.topk().min(num_keys)) {
+            true => tch::no_grad(|| tile_scores(tile, document, first)),
+            false => tile_scores(tile, document, first),
+        };
+        let selected = tch::no_grad(|| dsa::select_topk(&scores, self.topk()));
+        (selected, TileScores(scores))
+    }
+
+    /// The selected cache entries of one new token a slot, `[B, min(topk, max_len)]` i64 ascending, -1
+    /// for absent; `index_k` `[slots, capacity, d]`.
+    pub(crate) fn select_cached(
+        &self,
+        states: &IndexerStates,
+        step: &DecodeContext,
+        index_k: &Tensor,
+    ) -> Tensor {
+        let keys = index_k
+            .narrow(0, 0, states.q.size()[0])
+            .narrow(1, 0, step.max_len);
+        let (q, weights) = (states.q.unsqueeze(1), states.weights.unsqueeze(1));
+        let scores = dsa::index_scores(&q, &weights, &keys)
+            .squeeze_dim(1)
+            .masked_fill(&step.visible.logical_not(), f64::NEG_INFINITY);
+        dsa::select_topk(&scores, self.topk())
     }
 
     pub(crate) fn parameters(&self) -> [&Parameter; 5] {
@@ -115,18 +192,11 @@ impl Indexer {
     }
 }
 
-/// Index scores of a document's queries `first..first + rows` over all its keys, `[rows, len]` f32,
-/// -inf where the query does not see the key.
-pub(crate) fn document_scores(
-    states: &IndexerStates,
-    document: &DocumentContext,
-    first: i64,
-    rows: i64,
-) -> Tensor {
-    let q = document.rows(&states.q).narrow(0, first, rows);
-    let weights = document.rows(&states.weights).narrow(0, first, rows);
-    let mut scores = kernels::dsa::index_scores(&q, &weights, &document.rows(&states.k));
-    let branch_starts = document.branch_starts.narrow(0, first, rows);
-    kernels::dsa::mask_invisible_(&mut scores, first, document.trunk_len, &branch_starts);
+/// Index scores of the queries of `tile`, of which the document's `first` is the first, over all its
+/// keys, `[rows, len]` f32, -inf where the query does not see the key.
+pub(crate) fn tile_scores(tile: &IndexerStates, document: &DocumentContext, first: i64) -> Tensor {
+    let mut scores = dsa::index_scores(&tile.q, &tile.weights, &tile.k);
+    let branch_starts = document.branch_starts.narrow(0, first, scores.size()[0]);
+    dsa::mask_invisible_(&mut scores, first, document.trunk_len, &branch_starts);
     scores
 }

@@ -4,13 +4,18 @@
 //! L_I = sum_t KL( p[t, .] || softmax(I[t, .]) ).
 //! Dense warm-up: over all visible keys. Sparse stage: P_h is the softmax restricted to the selected
 //! set, and so is the softmax of I. Sums over tokens; the learner divides by the tokens of the step.
+//! Gradients are taken tile by tile ([`TiledLoss`]), so that no [L, L] is ever held.
 
+use kernels::autograd;
 use kernels::tch::{self, Kind, Tensor};
 
+use crate::attention::Heads;
 use crate::context::DocumentContext;
-use crate::indexer::{IndexerStates, document_scores};
+use crate::indexer::{IndexerStates, tile_scores};
 
-/// Query rows whose dense probabilities are alive at once.
+/// Elements of the `[heads, rows, L]` dense probabilities that are alive at once (64 MB of f32).
+const DENSE_ELEMENTS: i64 = 1 << 24;
+/// Query rows of a dense tile, at most.
 const DENSE_TILE: i64 = 256;
 
 /// `sum_t KL(target || softmax(scores))` over entries with finite `scores`.
@@ -20,60 +25,143 @@ const DENSE_TILE: i64 = 256;
 pub fn kl_to_target(target: &Tensor, scores: &Tensor) -> Tensor {
     let absent = scores.eq(f64::NEG_INFINITY);
     let log_q = scores
-        .log_softmax(-1, Kind::Float)
+        .log_softmax(-1, scores.kind())
         .masked_fill(&absent, 0.0);
     let log_p = target.clamp_min(1e-10).log();
-    (target * (log_p - log_q)).sum(Kind::Float)
+    (target * (log_p - log_q)).sum(scores.kind())
 }
 
-/// Loss on the selected set. `head_probs_sum` `[Q, K]` is the head-summed softmax over `selected`.
-pub(crate) fn sparse_loss(
-    scores: &Tensor,
-    selected: &Tensor,
-    head_probs_sum: &Tensor,
-    num_heads: i64,
-) -> Tensor {
-    let chosen = scores
-        .gather(-1, &selected.clamp_min(0), false)
-        .masked_fill(&selected.lt(0), f64::NEG_INFINITY);
-    kl_to_target(&(head_probs_sum.detach() / num_heads as f64), &chosen)
-}
-
-/// Loss of one document under dense attention.
+/// Loss on the selected sets.
 ///
 /// # Shapes
-/// `q` `[L, heads, head_dim]` and `k` `[L, kv_heads, head_dim]` of the main attention, after RoPE.
-pub(crate) fn dense_loss(
-    states: &IndexerStates,
-    document: &DocumentContext,
-    q: &Tensor,
-    k: &Tensor,
-    softmax_scale: f64,
-) -> Tensor {
-    let mut total = Tensor::zeros([] as [i64; 0], (Kind::Float, q.device()));
-    let mut first = 0;
-    while first < document.len {
-        let rows = DENSE_TILE.min(document.len - first);
-        let scores = document_scores(states, document, first, rows);
-        let target = tch::no_grad(|| {
-            let invisible = scores.eq(f64::NEG_INFINITY);
-            mean_head_probs(&q.narrow(0, first, rows), k, &invisible, softmax_scale)
-        });
-        total += kl_to_target(&target, &scores);
-        first += rows;
-    }
-    total
+/// `scores` `[Q, K]` f32 of the selected keys, -inf at absent entries; `head_probs_sum` `[Q, K]`, the main
+/// heads' softmax over the selected keys, summed over heads. Scalar.
+pub fn sparse_loss(scores: &Tensor, head_probs_sum: &Tensor, num_heads: i64) -> Tensor {
+    kl_to_target(&(head_probs_sum.detach() / num_heads as f64), scores)
 }
 
-/// Softmax attention averaged over heads, `[Q, S]` f32.
+/// A loss of a document's indexer states that is added up over tiles of queries.
+///
+/// The gradient of a tile's loss is computed with the tile and its graph freed: what is kept until the
+/// backward pass are gradients of the size of the states, in f32.
+#[derive(Debug)]
+pub(crate) struct TiledLoss {
+    states: IndexerStates,
+    /// The keys as every tile sees them: a leaf where the loss has a gradient.
+    k: Tensor,
+    q_grads: Vec<Tensor>,
+    weight_grads: Vec<Tensor>,
+    total: Tensor,
+    learns: bool,
+}
+
+impl TiledLoss {
+    /// `has_gradient`: losses will be added, whose gradient shall reach `states` where those have a
+    /// history.
+    pub(crate) fn new(states: IndexerStates, has_gradient: bool) -> TiledLoss {
+        let tracked = [&states.q, &states.k, &states.weights]
+            .iter()
+            .any(|x| x.requires_grad());
+        let learns = has_gradient && tracked && autograd::is_enabled();
+        TiledLoss {
+            k: leaf(&states.k, learns),
+            q_grads: Vec::new(),
+            weight_grads: Vec::new(),
+            total: Tensor::zeros([] as [i64; 0], (Kind::Float, states.k.device())),
+            states,
+            learns,
+        }
+    }
+
+    /// Queries `first..first + rows` with all keys, cut from the history of the states.
+    pub(crate) fn tile(&self, first: i64, rows: i64) -> IndexerStates {
+        IndexerStates {
+            q: leaf(&self.states.q.narrow(0, first, rows), self.learns),
+            k: self.k.shallow_clone(),
+            weights: leaf(&self.states.weights.narrow(0, first, rows), self.learns),
+        }
+    }
+
+    /// Adds the loss of the next tile, computed from what [`TiledLoss::tile`] gave; tiles come in order.
+    pub(crate) fn add(&mut self, tile: IndexerStates, loss: &Tensor) {
+        if self.learns {
+            autograd::backward(&[loss.shallow_clone()], &[])
+                .expect("the loss of a tile derives from its leaves");
+            self.q_grads.push(tile.q.grad());
+            self.weight_grads.push(tile.weights.grad());
+        }
+        self.total += loss.detach();
+    }
+
+    /// The sum, with the gradient of the states.
+    pub(crate) fn sum(self) -> Tensor {
+        if !self.learns {
+            return self.total;
+        }
+        let inputs = [&self.states.q, &self.states.k, &self.states.weights];
+        let grads = [
+            Tensor::cat(&self.q_grads, 0),
+            self.k.grad(),
+            Tensor::cat(&self.weight_grads, 0),
+        ];
+        let kinds = inputs.map(Tensor::kind);
+        autograd::custom(vec![self.total], &inputs, move |outer| {
+            let outer = outer[0].as_ref();
+            let scaled = |(grad, kind): (&Tensor, Kind)| Some((grad * outer?).to_kind(kind));
+            grads.iter().zip(kinds).map(scaled).collect()
+        })
+        .expect("a scalar can be given a history")
+        .remove(0)
+    }
+}
+
+/// `x` without its history; with `learns` a leaf in f32, whose gradient adds up in f32.
+fn leaf(x: &Tensor, learns: bool) -> Tensor {
+    match learns {
+        true => x.detach().to_kind(Kind::Float).set_requires_grad(true),
+        false => x.detach(),
+    }
+}
+
+/// Loss of one document under dense attention to `heads`, which have values of their own.
+pub(crate) fn dense_loss(
+    states: IndexerStates,
+    document: &DocumentContext,
+    heads: &Heads,
+    softmax_scale: f64,
+) -> Tensor {
+    let per_row = heads.q.size()[1] * document.len;
+    let tile_rows = (DENSE_ELEMENTS / per_row).clamp(1, DENSE_TILE);
+    let k = tch::no_grad(|| heads.k.to_kind(Kind::Float).permute([1, 2, 0]));
+    let mut loss = TiledLoss::new(states, true);
+    let mut first = 0;
+    while first < document.len {
+        let rows = tile_rows.min(document.len - first);
+        let tile = loss.tile(first, rows);
+        let scores = tile_scores(&tile, document, first);
+        let target = tch::no_grad(|| {
+            let invisible = scores.eq(f64::NEG_INFINITY);
+            let q = heads.q.narrow(0, first, rows);
+            mean_head_probs(&q, &k, &invisible, softmax_scale)
+        });
+        loss.add(tile, &kl_to_target(&target, &scores));
+        first += rows;
+    }
+    loss.sum()
+}
+
+/// Softmax attention averaged over heads: q `[Q, heads, d]`, k `[kv_heads, d, S]` f32 -> `[Q, S]` f32.
 fn mean_head_probs(q: &Tensor, k: &Tensor, invisible: &Tensor, softmax_scale: f64) -> Tensor {
-    let (heads, kv_heads) = (q.size()[1], k.size()[1]);
-    let q = q.to_kind(Kind::Float).transpose(0, 1);
-    let k = k
+    let (rows, heads, dim) = q.size3().expect("q is [Q, heads, d]");
+    let (kv_heads, _, num_keys) = k.size3().expect("k is [kv_heads, d, S]");
+    let group = heads / kv_heads;
+    // The queries of one key head as rows of one product.
+    let q = q
         .to_kind(Kind::Float)
-        .transpose(0, 1)
-        .repeat_interleave_self_int(heads / kv_heads, 0, None);
-    let scores = q.matmul(&k.transpose(1, 2)) * softmax_scale;
+        .reshape([rows, kv_heads, group, dim])
+        .permute([1, 2, 0, 3])
+        .reshape([kv_heads, group * rows, dim]);
+    let scores = q.bmm(k).view([heads, rows, num_keys]) * softmax_scale;
     scores
         .masked_fill(invisible, f64::NEG_INFINITY)
         .softmax(-1, Kind::Float)
@@ -81,55 +169,4 @@ fn mean_head_probs(q: &Tensor, k: &Tensor, invisible: &Tensor, softmax_scale: f6
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn close(found: &Tensor, expected: &[f64]) {
-        let found = Vec::<f64>::try_from(found.to_kind(Kind::Double).flatten(0, -1)).expect("flat");
-        for (a, b) in found.iter().zip(expected) {
-            assert!((a - b).abs() < 1e-6, "{found:?} against {expected:?}");
-        }
-    }
-
-    /// Two heads (.1 .2 .3 .4), (.7 .1 .1 .1): p = (.4 .15 .2 .25); I = (.3 -1 2 .7).
-    #[test]
-    fn kl_and_its_gradient_equal_the_worked_example() {
-        let target = Tensor::from_slice(&[0.4f32, 0.15, 0.2, 0.25]).view([1, 4]);
-        let scores = Tensor::from_slice(&[0.3f32, -1.0, 2.0, 0.7])
-            .view([1, 4])
-            .set_requires_grad(true);
-        let loss = kl_to_target(&target, &scores);
-        loss.backward();
-        close(&loss, &[0.544249020]);
-        close(
-            &scores.grad(),
-            &[-0.278615791, -0.116918944, 0.464450774, -0.068916040],
-        );
-    }
-
-    /// Golden numbers of the Megatron order: heads renormalised inside the selected set, then summed.
-    #[test]
-    fn sparse_loss_restricts_each_head_to_the_selected_set() {
-        let scores = Tensor::from_slice(&[1.0f32, 0.2, -0.3]).view([1, 3]);
-        let selected = Tensor::from_slice(&[0i64, 1]).view([1, 2]);
-        let heads = [[0.2, 0.5], [0.6, 0.2]].map(|[a, b]: [f64; 2]| [a / (a + b), b / (a + b)]);
-        let sum = [heads[0][0] + heads[1][0], heads[0][1] + heads[1][1]].map(|p| p as f32);
-        close(
-            &sparse_loss(
-                &scores,
-                &selected,
-                &Tensor::from_slice(&sum).view([1, 2]),
-                2,
-            ),
-            &[0.0643056618506],
-        );
-    }
-
-    #[test]
-    fn absent_entries_carry_no_loss() {
-        let scores = Tensor::from_slice(&[0.4f32, 0.0]).view([1, 2]);
-        let selected = Tensor::from_slice(&[0i64, -1]).view([1, 2]);
-        let sum = Tensor::from_slice(&[2f32, 0.0]).view([1, 2]);
-        close(&sparse_loss(&scores, &selected, &sum, 2), &[0.0]);
-    }
-}
+mod tests;

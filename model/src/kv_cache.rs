@@ -1,4 +1,5 @@
-//! Key/value cache of the rollout engine, with the indexer's keys.
+//! Key/value cache of the rollout engine, with the indexer's keys: heads of grouped-query attention,
+//! or one latent a token of latent attention (576 values a token and layer at DeepSeek-V3.2's sizes).
 //!
 //! A slot holds one sequence. Decode always works on slots `0..B` (a view, no gather), so the
 //! engine keeps live sequences contiguous by moving the last one into a freed slot.
@@ -7,13 +8,25 @@ use kernels::tch::{Device, Kind, Tensor};
 
 use crate::config::ModelConfig;
 
+/// What a layer's main attention keeps of the tokens.
+#[derive(Debug)]
+pub enum KeyValueCache {
+    /// Keys after RoPE and values, `[slots, num_key_value_heads, capacity, head_dim]` each.
+    Heads {
+        /// Keys.
+        k: Tensor,
+        /// Values.
+        v: Tensor,
+    },
+    /// Normalised latents and the rotated shared key, `[slots, capacity, kv_lora_rank + qk_rope_head_dim]`.
+    Latent(Tensor),
+}
+
 /// One layer's cache.
 #[derive(Debug)]
 pub struct LayerCache {
-    /// Keys after RoPE, `[slots, num_key_value_heads, capacity, head_dim]`.
-    pub k: Tensor,
-    /// Values, `[slots, num_key_value_heads, capacity, head_dim]`.
-    pub v: Tensor,
+    /// Of the main attention.
+    pub main: KeyValueCache,
     /// Indexer keys after norm and RoPE, `[slots, capacity, index_head_dim]`, with DSA only.
     pub index_k: Option<Tensor>,
 }
@@ -38,19 +51,22 @@ impl KvCache {
         device: Device,
     ) -> KvCache {
         let (slots, capacity) = (num_slots as i64, capacity as i64);
-        let kv = [
-            slots,
-            config.num_key_value_heads as i64,
-            capacity,
-            config.head_dim as i64,
-        ];
+        let zeros = |shape: &[i64]| Tensor::zeros(shape, (kind, device));
+        let (kv_heads, head_dim) = (config.num_key_value_heads as i64, config.head_dim as i64);
+        let main = || match &config.mla {
+            None => KeyValueCache::Heads {
+                k: zeros(&[slots, kv_heads, capacity, head_dim]),
+                v: zeros(&[slots, kv_heads, capacity, head_dim]),
+            },
+            Some(mla) => KeyValueCache::Latent(zeros(&[slots, capacity, mla.latent_dim() as i64])),
+        };
         let layers = (0..config.num_hidden_layers)
             .map(|_| LayerCache {
-                k: Tensor::zeros(kv, (kind, device)),
-                v: Tensor::zeros(kv, (kind, device)),
-                index_k: config.dsa.as_ref().map(|dsa| {
-                    Tensor::zeros([slots, capacity, dsa.index_head_dim as i64], (kind, device))
-                }),
+                main: main(),
+                index_k: config
+                    .dsa
+                    .as_ref()
+                    .map(|dsa| zeros(&[slots, capacity, dsa.index_head_dim as i64])),
             })
             .collect();
         KvCache {
@@ -63,7 +79,11 @@ impl KvCache {
     /// Bytes the cache of one slot takes.
     pub fn slot_bytes(config: &ModelConfig, capacity: usize, kind: Kind) -> usize {
         let index = config.dsa.as_ref().map_or(0, |dsa| dsa.index_head_dim);
-        let row = 2 * config.num_key_value_heads * config.head_dim + index;
+        let main = match &config.mla {
+            None => 2 * config.num_key_value_heads * config.head_dim,
+            Some(mla) => mla.latent_dim(),
+        };
+        let row = main + index;
         config.num_hidden_layers * capacity * row * kind.elt_size_in_bytes()
     }
 
@@ -91,8 +111,13 @@ impl KvCache {
                 .copy_(&source);
         };
         for layer in &self.layers {
-            copy(&layer.k, 1);
-            copy(&layer.v, 1);
+            match &layer.main {
+                KeyValueCache::Heads { k, v } => {
+                    copy(k, 1);
+                    copy(v, 1);
+                }
+                KeyValueCache::Latent(latents) => copy(latents, 0),
+            }
             if let Some(index_k) = &layer.index_k {
                 copy(index_k, 0);
             }
@@ -103,5 +128,53 @@ impl KvCache {
     /// Forgets the sequence in `slot`.
     pub fn clear_slot(&mut self, slot: usize) {
         self.lengths[slot] = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{DsaConfig, MlaConfig};
+
+    #[test]
+    fn a_latent_token_takes_576_values_a_layer_and_the_indexers_key() {
+        let heads = ModelConfig {
+            num_hidden_layers: 61,
+            num_key_value_heads: 128,
+            head_dim: 64,
+            ..ModelConfig::sizeless_llama()
+        };
+        assert_eq!(
+            KvCache::slot_bytes(&heads, 1, Kind::Float),
+            61 * 4 * 2 * 128 * 64
+        );
+        let latent = ModelConfig {
+            mla: Some(MlaConfig {
+                q_lora_rank: Some(1536),
+                kv_lora_rank: 512,
+                qk_nope_head_dim: 128,
+                qk_rope_head_dim: 64,
+                v_head_dim: 128,
+                rope_interleave: true,
+            }),
+            dsa: Some(DsaConfig::new(64, 128, 2048)),
+            ..heads
+        };
+        let bytes = KvCache::slot_bytes(&latent, 10, Kind::BFloat16);
+        assert_eq!(bytes, 61 * 10 * 2 * (576 + 128));
+        let cache = KvCache::new(
+            &ModelConfig {
+                num_hidden_layers: 1,
+                ..latent
+            },
+            3,
+            10,
+            Kind::BFloat16,
+            Device::Cpu,
+        );
+        let KeyValueCache::Latent(latents) = &cache.layers[0].main else {
+            panic!("heads are cached");
+        };
+        assert_eq!(latents.size(), [3, 10, 576]);
     }
 }

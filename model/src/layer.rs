@@ -1,49 +1,18 @@
 //! One decoder layer: x + attention(norm(x)), then x + feed-forward(norm(x)).
 
-use kernels::tch::{Kind, Tensor};
+use kernels::tch::Tensor;
 
+use crate::attention::{AttentionLayer, AttentionRequest, CacheWrite};
 use crate::config::ModelConfig;
 use crate::context::{DecodeContext, PackContext};
-use crate::gqa::{AttentionRequest, CacheWrite, GroupedQueryAttention};
 use crate::kv_cache::LayerCache;
 use crate::mlp::Mlp;
-use crate::moe::Moe;
-use crate::parameter::{Parameter, ParameterGroup, ParameterLoader};
+use crate::moe::{MLP_NAMES, Moe};
+use crate::norm::RmsNorm;
+use crate::parameter::{Parameter, ParameterLoader};
 use crate::router::Routed;
 use crate::transformer::Attention;
 use crate::weights::WeightError;
-
-/// y = weight * x * rsqrt(mean(x^2) + eps), statistics in f32.
-#[derive(Debug)]
-pub(crate) struct RmsNorm {
-    weight: Parameter,
-    eps: f64,
-}
-
-impl RmsNorm {
-    pub(crate) fn load(
-        loader: &mut ParameterLoader,
-        name: &str,
-        config: &ModelConfig,
-    ) -> Result<RmsNorm, WeightError> {
-        let weight = loader.load(name, ParameterGroup::Main, &[config.hidden_size])?;
-        Ok(RmsNorm {
-            weight,
-            eps: config.rms_norm_eps,
-        })
-    }
-
-    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
-        let wide = x.to_kind(Kind::Float);
-        let mean_square = (&wide * &wide).mean_dim(-1, true, Kind::Float);
-        // Rounded before the weight multiplies, as Hugging Face does.
-        (wide * (mean_square + self.eps).rsqrt()).to_kind(x.kind()) * self.weight.weight()
-    }
-
-    pub(crate) fn parameter(&self) -> &Parameter {
-        &self.weight
-    }
-}
 
 #[derive(Debug)]
 enum FeedForward {
@@ -55,7 +24,7 @@ enum FeedForward {
 #[derive(Debug)]
 pub(crate) struct Layer {
     input_norm: RmsNorm,
-    attention: GroupedQueryAttention,
+    attention: AttentionLayer,
     post_attention_norm: RmsNorm,
     feed_forward: FeedForward,
 }
@@ -82,32 +51,30 @@ impl Layer {
         config: &ModelConfig,
     ) -> Result<Layer, WeightError> {
         let prefix = format!("model.layers.{index}");
-        let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
+        let norm = |loader: &mut ParameterLoader, name: &str| {
+            let name = format!("{prefix}.{name}.weight");
+            RmsNorm::load(loader, &name, config.hidden_size, config.rms_norm_eps)
+        };
         Ok(Layer {
-            input_norm: RmsNorm::load(loader, &format!("{prefix}.input_layernorm.weight"), config)?,
-            attention: GroupedQueryAttention::load(loader, &format!("{prefix}.self_attn"), config)?,
-            post_attention_norm: RmsNorm::load(
-                loader,
-                &format!("{prefix}.post_attention_layernorm.weight"),
-                config,
-            )?,
-            feed_forward: match &config.moe {
-                Some(moe) => FeedForward::Moe(Moe::load(
-                    loader,
-                    &format!("{prefix}.block_sparse_moe"),
-                    moe,
-                    hidden,
-                    intermediate,
-                )?),
+            input_norm: norm(loader, "input_layernorm")?,
+            attention: AttentionLayer::load(loader, &format!("{prefix}.self_attn"), config)?,
+            post_attention_norm: norm(loader, "post_attention_layernorm")?,
+            feed_forward: match config.layer_moe(index) {
+                Some(moe) => FeedForward::Moe(Moe::load(loader, &prefix, config, moe)?),
                 None => FeedForward::Dense(Mlp::load(
                     loader,
                     &format!("{prefix}.mlp"),
-                    ["gate_proj", "up_proj", "down_proj"],
-                    hidden,
-                    intermediate,
+                    MLP_NAMES,
+                    config.hidden_size,
+                    config.intermediate_size,
                 )?),
             },
         })
+    }
+
+    /// Whether a router chooses experts here.
+    pub(crate) fn has_experts(&self) -> bool {
+        matches!(self.feed_forward, FeedForward::Moe(_))
     }
 
     /// `x` `[T, hidden_size]` of a pack; `recorded` `[T, top_k]` forces the experts.
@@ -169,5 +136,14 @@ impl Layer {
             FeedForward::Moe(moe) => all.extend(moe.parameters()),
         }
         all
+    }
+}
+
+#[cfg(test)]
+impl Layer {
+    /// What the layer's indexer thinks of every key of a pack of one document, `[T, T]`.
+    pub(crate) fn index_scores(&self, x: &Tensor, pack: &PackContext) -> Tensor {
+        let h = self.input_norm.forward(x);
+        self.attention.index_scores(&h, pack)
     }
 }

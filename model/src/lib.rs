@@ -4,10 +4,12 @@
 //! forward passes ([`Transformer::forward_packed`], [`Transformer::prefill`],
 //! [`Transformer::decode`]) share every layer. Losses and rollouts live elsewhere.
 
+mod attention;
 pub mod chat;
 pub mod checkpoint;
 pub mod config;
 mod context;
+mod experts;
 pub mod gguf;
 pub mod gqa;
 pub mod indexer;
@@ -16,8 +18,10 @@ pub mod input;
 pub mod kv_cache;
 mod layer;
 pub mod logprobs;
+pub mod mla;
 pub mod mlp;
 pub mod moe;
+mod norm;
 pub mod parameter;
 pub mod random_model;
 pub mod rope;

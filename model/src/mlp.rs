@@ -45,4 +45,9 @@ impl Mlp {
     pub(crate) fn parameters(&self) -> [&Parameter; 3] {
         [&self.gate, &self.up, &self.down]
     }
+
+    /// Gate, up and down projection, to be moved.
+    pub(crate) fn parameters_mut(&mut self) -> [&mut Parameter; 3] {
+        [&mut self.gate, &mut self.up, &mut self.down]
+    }
 }

@@ -1,97 +1,88 @@
-//! Mixture of experts: y = sum_{e in S} g_e expert_e(x).
+//! Mixture of experts: y = sum_{e in S} g_e expert_e(x) + shared(x).
 //!
-//! Tokens are sorted by expert once, each expert runs one batch, and the results return to their
-//! tokens weighted by their gates. Routing itself is in [`crate::router`].
+//! Tokens are sorted by expert once, the experts run on the sorted rows ([`crate::experts`]), and the
+//! results return to their tokens weighted by their gates. Routing itself is in [`crate::router`].
 
 use kernels::tch::{Kind, Tensor};
 
-use crate::config::MoeConfig;
+use crate::config::{ModelConfig, ModelType, MoeConfig};
+use crate::experts::Experts;
 use crate::mlp::Mlp;
-use crate::parameter::{Parameter, ParameterGroup, ParameterLoader};
+use crate::parameter::{Parameter, ParameterLoader};
 use crate::router::{Routed, Router};
 use crate::weights::WeightError;
+
+/// Names of a SwiGLU's gate, up and down projections.
+pub(crate) const MLP_NAMES: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
+const MIXTRAL_NAMES: [&str; 3] = ["w1", "w3", "w2"];
 
 /// The experts of one layer and their router.
 #[derive(Debug)]
 pub struct Moe {
     router: Router,
-    experts: Vec<Mlp>,
+    experts: Experts,
+    /// Passed by every token; several shared experts are one of their joint width.
+    shared: Option<Mlp>,
 }
 
 impl Moe {
-    /// Loads `{prefix}.gate` and `{prefix}.experts.N.{w1,w3,w2}` (Mixtral's names).
+    /// Loads the experts of the layer `prefix` by the names of the model's family.
     pub(crate) fn load(
         loader: &mut ParameterLoader,
         prefix: &str,
-        config: &MoeConfig,
-        hidden_size: usize,
-        intermediate_size: usize,
+        config: &ModelConfig,
+        moe: &MoeConfig,
     ) -> Result<Moe, WeightError> {
-        let gate = loader.load(
-            &format!("{prefix}.gate.weight"),
-            ParameterGroup::Main,
-            &[config.num_experts, hidden_size],
-        )?;
-        let experts = (0..config.num_experts)
-            .map(|e| {
-                let prefix = format!("{prefix}.experts.{e}");
-                Mlp::load(
-                    loader,
-                    &prefix,
-                    ["w1", "w3", "w2"],
-                    hidden_size,
-                    intermediate_size,
-                )
-            })
-            .collect::<Result<_, _>>()?;
+        let (hidden, width) = (config.hidden_size, config.expert_intermediate_size());
+        let (prefix, names) = match config.model_type {
+            ModelType::Mixtral => (format!("{prefix}.block_sparse_moe"), MIXTRAL_NAMES),
+            _ => (format!("{prefix}.mlp"), MLP_NAMES),
+        };
         Ok(Moe {
-            router: Router {
-                gate,
-                config: config.clone(),
+            router: Router::load(loader, &prefix, moe, hidden)?,
+            experts: Experts::load(loader, &prefix, names, moe.num_experts, [hidden, width])?,
+            shared: match moe.n_shared_experts {
+                0 => None,
+                count => Some(Mlp::load(
+                    loader,
+                    &format!("{prefix}.shared_experts"),
+                    MLP_NAMES,
+                    hidden,
+                    count * width,
+                )?),
             },
-            experts,
         })
     }
 
     /// `x` `[T, hidden_size]` to the weighted sum of experts, and how the tokens were routed.
     pub(crate) fn forward(&self, x: &Tensor, recorded: Option<&Tensor>) -> (Tensor, Routed) {
         let routed = self.router.route(x, recorded);
-        let top_k = self.router.config.num_experts_per_tok as i64;
         let assignments = routed.experts.flatten(0, 1);
         let order = assignments.sort_stable(true, 0, false).1;
-        let counts: Vec<i64> = assignments
-            .bincount(None::<&Tensor>, self.experts.len() as i64)
-            .try_into()
-            .expect("bincount of i64 gives i64");
-        let token_of = order.floor_divide_scalar(top_k);
-        let sorted = x.index_select(0, &token_of);
-        let mut start = 0;
-        let outputs: Vec<Tensor> = self
-            .experts
-            .iter()
-            .zip(&counts)
-            .filter(|&(_, &count)| count > 0)
-            .map(|(expert, &count)| {
-                let rows = sorted.narrow(0, start, count);
-                start += count;
-                expert.forward(&rows)
-            })
-            .collect();
+        let token_of = order.floor_divide_scalar(self.router.top_k());
+        let counts = assignments.bincount(None::<&Tensor>, self.experts.len());
+        let outputs = self.experts.forward(&x.index_select(0, &token_of), &counts);
         let gates = routed
             .gates
             .flatten(0, 1)
             .index_select(0, &order)
             .unsqueeze(1);
         // The sum over experts runs in f32, in expert order.
-        let weighted = Tensor::cat(&outputs, 0).to_kind(Kind::Float) * gates;
+        let weighted = outputs.to_kind(Kind::Float) * gates;
         let sum =
             Tensor::zeros(x.size(), (Kind::Float, x.device())).index_add(0, &token_of, &weighted);
-        (sum.to_kind(x.kind()), routed)
+        let y = sum.to_kind(x.kind());
+        let y = match &self.shared {
+            Some(shared) => y + shared.forward(x),
+            None => y,
+        };
+        (y, routed)
     }
 
     pub(crate) fn parameters(&self) -> Vec<&Parameter> {
-        std::iter::once(&self.router.gate)
-            .chain(self.experts.iter().flat_map(Mlp::parameters))
-            .collect()
+        let mut all: Vec<&Parameter> = self.router.parameters().collect();
+        all.extend(self.experts.parameters());
+        all.extend(self.shared.iter().flat_map(Mlp::parameters));
+        all
     }
 }

@@ -12,6 +12,8 @@ pub enum ParameterGroup {
     Main,
     /// The lightning indexer.
     Indexer,
+    /// Never trained, but saved with the rest: the gate's correction bias.
+    Frozen,
 }
 
 /// A parameter by its Hugging Face name.
@@ -21,7 +23,7 @@ pub struct Parameter {
     pub name: String,
     /// Optimizer group.
     pub group: ParameterGroup,
-    /// f32 master weights, a leaf of the autograd graph.
+    /// f32 master weights, a leaf of the autograd graph (without gradient in the frozen group).
     pub master: Tensor,
     compute: Tensor,
 }
@@ -38,7 +40,7 @@ impl Parameter {
         Parameter {
             name: name.to_string(),
             group,
-            master: master.set_requires_grad(true),
+            master: master.set_requires_grad(group != ParameterGroup::Frozen),
             compute,
         }
     }
@@ -53,8 +55,8 @@ impl Parameter {
         }
     }
 
-    /// The f32 weight for a forward pass: the router, and the indexer's key norm and head weights,
-    /// keep f32. It is the master itself and needs no publishing.
+    /// The f32 weight for a forward pass: the router with its correction bias, and the indexer's key
+    /// norm and head weights, keep f32. It is the master itself and needs no publishing.
     pub fn weight_f32(&self) -> Tensor {
         self.master.shallow_clone()
     }
@@ -62,6 +64,18 @@ impl Parameter {
     /// `x W^T` in the compute type.
     pub fn project(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight(), None::<&Tensor>)
+    }
+
+    /// Moves master and compute copy into `master` and `compute`, parts of larger tensors of their
+    /// types; in f32 both are one place.
+    pub(crate) fn move_to(&mut self, master: Tensor, compute: Tensor) {
+        let is_trained = self.master.requires_grad();
+        tch::no_grad(|| {
+            master.shallow_clone().copy_(&self.master);
+            compute.shallow_clone().copy_(&self.compute);
+        });
+        self.master = master.detach().set_requires_grad(is_trained);
+        self.compute = compute;
     }
 
     /// Drops the gradient.
@@ -75,6 +89,44 @@ impl Parameter {
         if self.compute.kind() != Kind::Float {
             tch::no_grad(|| self.compute.shallow_clone().copy_(&self.master));
         }
+    }
+}
+
+/// A projection with or without a bias.
+#[derive(Debug)]
+pub(crate) struct Projection {
+    weight: Parameter,
+    bias: Option<Parameter>,
+}
+
+impl Projection {
+    /// Loads `{name}.weight` `[out, in]`, and `{name}.bias` where the projection has one.
+    pub(crate) fn load(
+        loader: &mut ParameterLoader,
+        name: &str,
+        shape: [usize; 2],
+        has_bias: bool,
+    ) -> Result<Projection, WeightError> {
+        let mut load = |part: &str, shape: &[usize]| {
+            loader.load(&format!("{name}.{part}"), ParameterGroup::Main, shape)
+        };
+        Ok(Projection {
+            weight: load("weight", &shape)?,
+            bias: match has_bias {
+                true => Some(load("bias", &shape[..1])?),
+                false => None,
+            },
+        })
+    }
+
+    /// `x W^T + b` in the compute type.
+    pub(crate) fn project(&self, x: &Tensor) -> Tensor {
+        let bias = self.bias.as_ref().map(Parameter::weight);
+        x.linear(&self.weight.weight(), bias.as_ref())
+    }
+
+    pub(crate) fn parameters(&self) -> impl Iterator<Item = &Parameter> {
+        std::iter::once(&self.weight).chain(&self.bias)
     }
 }
 
@@ -92,6 +144,16 @@ impl<'a> ParameterLoader<'a> {
             kind,
             device,
         }
+    }
+
+    /// The model's compute type.
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The model's device.
+    pub(crate) fn device(&self) -> Device {
+        self.device
     }
 
     /// The parameter `name` of `shape`, computing in the model's type.

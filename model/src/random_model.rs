@@ -49,7 +49,7 @@ pub(crate) fn fresh_tensor(seed: u64, name: &str, shape: &[i64]) -> Tensor {
     let on_cpu = (Kind::Float, kernels::tch::Device::Cpu);
     if name.ends_with("norm.weight") {
         Tensor::ones(shape, on_cpu)
-    } else if name.ends_with(".bias") {
+    } else if name.ends_with("bias") {
         Tensor::zeros(shape, on_cpu)
     } else {
         let count = shape.iter().product::<i64>() as usize;
@@ -179,6 +179,8 @@ mod tests {
             "self_attn.o_proj",
             "mlp.down_proj",
             "block_sparse_moe.experts.3.w2",
+            "mlp.experts.3.down_proj",
+            "mlp.shared_experts.down_proj",
         ] {
             let out = values(1, &format!("model.layers.0.{name}.weight"), &[100, 100]);
             assert!((std(&out) - 0.005).abs() < 0.0002, "{name} {}", std(&out));
@@ -187,5 +189,16 @@ mod tests {
         let k_norm = "model.layers.0.self_attn.indexer.k_norm";
         assert_eq!(values(1, &format!("{k_norm}.weight"), &[2]), [1.0; 2]);
         assert_eq!(values(1, &format!("{k_norm}.bias"), &[2]), [0.0; 2]);
+        let layer = "model.layers.0";
+        for norm in ["q_a_layernorm", "kv_a_layernorm", "q_norm", "k_norm"] {
+            let name = format!("{layer}.self_attn.{norm}.weight");
+            assert_eq!(values(1, &name, &[2]), [1.0; 2], "{norm}");
+        }
+        let bias = format!("{layer}.mlp.gate.e_score_correction_bias");
+        assert_eq!(values(1, &bias, &[2]), [0.0; 2]);
+        assert_eq!(
+            values(1, &format!("{layer}.self_attn.q_proj.bias"), &[2]),
+            [0.0; 2]
+        );
     }
 }

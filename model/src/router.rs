@@ -1,7 +1,9 @@
 //! Expert routing: choose, record, replay.
 //!
-//! scores s = softmax(x W^T) or sigmoid(x W^T), in f32;  S = top-k of s, ties to the lower expert;
-//! gate g_e = s_e / sum_{S} s for e in S.
+//! scores s = softmax(x W^T) or sigmoid(x W^T), in f32;  choice c = s + bias (DeepSeek-V3's `noaux_tc`: the
+//! bias balances loads and acts on the choice alone);  with groups of neighbouring experts, c = -inf
+//! outside the `topk_group` groups whose two best experts sum highest;  S = top-k of c, ties to the lower
+//! expert;  gate g_e = factor s_e / (sum_{S} s + 1e-20) for e in S, undivided without `norm_topk_prob`.
 //! [`Routing`] is an argument of every forward pass, never a mode of a global. Under `Replay` the
 //! recorded experts are S and the gates come from the live scores of those experts (report 3.1,
 //! Keep Routing), so the gradient still reaches the router.
@@ -9,12 +11,13 @@
 use kernels::tch::{self, Kind, Tensor};
 
 use crate::config::{MoeConfig, ScoringFunc};
-use crate::parameter::Parameter;
+use crate::parameter::{Parameter, ParameterGroup, ParameterLoader};
+use crate::weights::WeightError;
 
 /// Experts chosen for the tokens of one sequence; plain data that travels with a sample.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RoutingTrace {
-    /// Mixture-of-experts layers.
+    /// Layers with experts.
     pub num_layers: usize,
     /// Experts per token and layer.
     pub top_k: usize,
@@ -37,12 +40,13 @@ pub enum Routing {
     Free,
     /// Choose by the live scores and return the choice in `ForwardOutput::routing`.
     Record,
-    /// Force these experts: i64 `[T, num_layers, top_k]`.
+    /// Force these experts: i64 `[T, num_moe_layers, top_k]`.
     Replay(Tensor),
 }
 
 impl Routing {
-    /// The recorded experts of one layer, `[T, top_k]` i64, when replaying.
+    /// The recorded experts of one layer, counted among those with experts, `[T, top_k]` i64, when
+    /// replaying.
     pub fn layer(&self, layer: usize) -> Option<Tensor> {
         match self {
             Routing::Replay(ids) => Some(ids.select(1, layer as i64)),
@@ -54,8 +58,10 @@ impl Routing {
 /// The router of one layer.
 #[derive(Debug)]
 pub(crate) struct Router {
-    pub(crate) gate: Parameter,
-    pub(crate) config: MoeConfig,
+    gate: Parameter,
+    /// `e_score_correction_bias`, never trained: the sampler chooses with it, the learner replays.
+    correction_bias: Option<Parameter>,
+    config: MoeConfig,
 }
 
 /// Experts and gates of T tokens.
@@ -63,13 +69,39 @@ pub(crate) struct Router {
 pub(crate) struct Routed {
     /// Expert ids, `[T, top_k]` i64.
     pub(crate) experts: Tensor,
-    /// Gate weights, `[T, top_k]` f32, rows sum to 1.
+    /// Gate weights, `[T, top_k]` f32.
     pub(crate) gates: Tensor,
     /// Under replay: how many of the T * top_k recorded experts free routing would choose now.
     pub(crate) agreeing: Option<Tensor>,
 }
 
 impl Router {
+    /// Loads `{prefix}.gate`.
+    pub(crate) fn load(
+        loader: &mut ParameterLoader,
+        prefix: &str,
+        config: &MoeConfig,
+        hidden_size: usize,
+    ) -> Result<Router, WeightError> {
+        let (gate, bias) = (
+            format!("{prefix}.gate.weight"),
+            format!("{prefix}.gate.e_score_correction_bias"),
+        );
+        let experts = config.num_experts;
+        Ok(Router {
+            gate: loader.load(&gate, ParameterGroup::Main, &[experts, hidden_size])?,
+            correction_bias: match config.correction_bias {
+                true => Some(loader.load(&bias, ParameterGroup::Frozen, &[experts])?),
+                false => None,
+            },
+            config: config.clone(),
+        })
+    }
+
+    pub(crate) fn top_k(&self) -> i64 {
+        self.config.num_experts_per_tok as i64
+    }
+
     /// Routes `x` `[T, hidden_size]`; `recorded` `[T, top_k]` forces the experts.
     pub(crate) fn route(&self, x: &Tensor, recorded: Option<&Tensor>) -> Routed {
         let logits = x
@@ -79,22 +111,11 @@ impl Router {
             ScoringFunc::Softmax => logits.softmax(-1, Kind::Float),
             ScoringFunc::Sigmoid => logits.sigmoid(),
         };
-        let top_k = self.config.num_experts_per_tok as i64;
-        let choose = || {
-            // A stable sort, because top-k promises no order among ties.
-            tch::no_grad(|| {
-                scores
-                    .sort_stable(true, -1, true)
-                    .1
-                    .narrow(-1, 0, top_k)
-                    .contiguous()
-            })
-        };
         let (experts, agreeing) = match recorded {
-            None => (choose(), None),
+            None => (self.choose(&scores), None),
             Some(recorded) => {
-                let free = choose();
-                let same = free
+                let same = self
+                    .choose(&scores)
                     .unsqueeze(-1)
                     .eq_tensor(&recorded.unsqueeze(-2))
                     .any_dim(-1, false);
@@ -102,11 +123,62 @@ impl Router {
             }
         };
         let chosen = scores.gather(-1, &experts, false);
-        let gates = &chosen / (chosen.sum_dim_intlist(-1, true, Kind::Float) + 1e-20);
+        let gates = match self.config.norm_topk_prob {
+            true => &chosen / (chosen.sum_dim_intlist(-1, true, Kind::Float) + 1e-20),
+            false => chosen,
+        };
+        let gates = match self.config.routed_scaling_factor {
+            1.0 => gates,
+            factor => gates * factor,
+        };
         Routed {
             experts,
             gates,
             agreeing,
         }
     }
+
+    /// The experts that `scores` `[T, num_experts]` choose, `[T, top_k]`, best first.
+    fn choose(&self, scores: &Tensor) -> Tensor {
+        tch::no_grad(|| {
+            let choice = match &self.correction_bias {
+                Some(bias) => scores + bias.weight_f32(),
+                None => scores.shallow_clone(),
+            };
+            best(&self.within_best_groups(choice), self.top_k())
+        })
+    }
+
+    /// `choice` with -inf for the experts of all but the best groups.
+    fn within_best_groups(&self, choice: Tensor) -> Tensor {
+        let (groups, kept) = (self.config.n_group as i64, self.config.topk_group as i64);
+        if groups == kept {
+            return choice;
+        }
+        let (tokens, experts) = choice.size2().expect("choice is [T, num_experts]");
+        let by_group = choice.view([tokens, groups, experts / groups]);
+        let (best_two, _) = by_group.topk(2, -1, true, true);
+        let group_scores = best_two.sum_dim_intlist(-1, false, Kind::Float);
+        let is_kept = group_scores
+            .zeros_like()
+            .scatter_value_(1, &best(&group_scores, kept), 1.0)
+            .gt(0.5);
+        by_group
+            .masked_fill(&is_kept.logical_not().unsqueeze(-1), f64::NEG_INFINITY)
+            .view([tokens, experts])
+    }
+
+    pub(crate) fn parameters(&self) -> impl Iterator<Item = &Parameter> {
+        std::iter::once(&self.gate).chain(&self.correction_bias)
+    }
 }
+
+/// Columns of the `count` highest scores of each row, highest first, ties to the lower column.
+fn best(scores: &Tensor, count: i64) -> Tensor {
+    // A stable sort, because top-k promises no order among ties.
+    let (_, order) = scores.sort_stable(true, -1, true);
+    order.narrow(-1, 0, count).contiguous()
+}
+
+#[cfg(test)]
+mod tests;

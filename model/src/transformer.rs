@@ -9,12 +9,13 @@ use std::rc::Rc;
 
 use kernels::tch::{self, Device, Kind, Tensor};
 
+use crate::attention::{AttentionRequest, CacheWrite};
 use crate::config::ModelConfig;
 use crate::context::{DecodeContext, PackContext};
-use crate::gqa::{AttentionRequest, CacheWrite};
 use crate::input::PackedInput;
 use crate::kv_cache::KvCache;
-use crate::layer::{Layer, LayerOutput, LayerRecord, RmsNorm};
+use crate::layer::{Layer, LayerOutput, LayerRecord};
+use crate::norm::RmsNorm;
 use crate::parameter::{Parameter, ParameterGroup, ParameterLoader};
 use crate::router::Routing;
 use crate::weights::{WeightError, WeightSource};
@@ -61,7 +62,7 @@ impl ForwardOptions {
 pub struct ForwardOutput {
     /// Normalised final hidden states, `[T, hidden_size]`.
     pub hidden: Tensor,
-    /// Experts used, i64 `[T, num_layers, top_k]`, in a MoE model unless routing is `Free`.
+    /// Experts used, i64 `[T, num_moe_layers, top_k]`, in a MoE model unless routing is `Free`.
     pub routing: Option<Tensor>,
     /// Under `Routing::Replay`: share of the recorded experts that free routing would choose now.
     pub routing_agreement: Option<f64>,
@@ -103,7 +104,12 @@ impl Transformer {
             layers: (0..config.num_hidden_layers)
                 .map(|index| Layer::load(&mut loader, index, config).map(Rc::new))
                 .collect::<Result<_, _>>()?,
-            norm: RmsNorm::load(&mut loader, "model.norm.weight", config)?,
+            norm: RmsNorm::load(
+                &mut loader,
+                "model.norm.weight",
+                config.hidden_size,
+                config.rms_norm_eps,
+            )?,
             lm_head: match config.tie_word_embeddings {
                 true => None,
                 false => Some(loader.load("lm_head.weight", ParameterGroup::Main, &table)?),
@@ -242,8 +248,13 @@ impl Transformer {
         let mut x = self.embed(&input.tokens);
         let mut indexer_losses = Vec::new();
         let mut records = Vec::new();
+        let mut num_moe_layers = 0;
         for (index, layer) in self.layers.iter().enumerate() {
-            let recorded = options.routing.layer(index);
+            let recorded = match layer.has_experts() {
+                true => options.routing.layer(num_moe_layers),
+                false => None,
+            };
+            num_moe_layers += usize::from(layer.has_experts());
             let write = cache.map(|(cache, slots)| CacheWrite {
                 cache: &cache.layers[index],
                 slots,

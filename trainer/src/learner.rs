@@ -196,7 +196,7 @@ impl GrpoLearner<'_> {
         PackOptions {
             micro_batch_tokens: self.config.micro_batch_tokens,
             keep_routing: moe.map(|moe| RoutingShape {
-                num_layers: self.policy.config().num_hidden_layers,
+                num_layers: self.policy.config().num_moe_layers(),
                 top_k: moe.num_experts_per_tok,
             }),
             keep_sampling_mask: self.stage.keep_sampling_mask,

@@ -129,6 +129,7 @@ impl AdamW {
         let (steps, max_norm) = match first.group {
             ParameterGroup::Main => (&mut self.main_steps, self.config.max_grad_norm),
             ParameterGroup::Indexer => (&mut self.indexer_steps, self.config.max_indexer_grad_norm),
+            ParameterGroup::Frozen => return Ok(()),
         };
         *steps += 1;
         if norm > max_norm {

@@ -162,6 +162,7 @@ impl<'a> Session<'a> {
             let trains = match parameter.group {
                 ParameterGroup::Main => main,
                 ParameterGroup::Indexer => indexer,
+                ParameterGroup::Frozen => false,
             };
             let _ = parameter.master.set_requires_grad(trains);
         }

@@ -66,6 +66,68 @@ fn scores_of_tile(q: &Tensor, weights: &Tensor, k: &Tensor) -> Tensor {
     weights.unsqueeze(-2).matmul(&per_head).squeeze_dim(-2)
 }
 
+/// [`index_scores`] of each query's selected keys alone, -inf at absent entries. Differentiable in
+/// q, weights and k, in tiles as [`index_scores`].
+///
+/// # Shapes
+/// q `[Q,H,D]`, weights `[Q,H]`, k `[S,D]`, selected `[Q,K]` i64 with -1 for absent -> f32 `[Q,K]`.
+pub fn selected_index_scores(
+    q: &Tensor,
+    weights: &Tensor,
+    k: &Tensor,
+    selected: &Tensor,
+) -> Tensor {
+    selected_index_scores_tiled(q, weights, k, selected, TILE_ELEMENTS)
+}
+
+fn selected_index_scores_tiled(
+    q: &Tensor,
+    weights: &Tensor,
+    k: &Tensor,
+    selected: &Tensor,
+    tile_elements: i64,
+) -> Tensor {
+    let (num_queries, num_heads, dim) = q.size3().expect("q is [Q, H, D]");
+    let elements_per_row = ((num_heads + dim) * selected.size()[1]).max(1);
+    let tile = (tile_elements / elements_per_row).max(1);
+    if num_queries <= tile {
+        return scores_of_gathered_tile(q, weights, k, selected);
+    }
+    let tiles: Vec<Tensor> = (0..num_queries)
+        .step_by(tile as usize)
+        .map(|start| {
+            let rows = tile.min(num_queries - start);
+            let selected = selected.narrow(0, start, rows);
+            let inputs = [
+                q.narrow(0, start, rows),
+                weights.narrow(0, start, rows),
+                k.shallow_clone(),
+            ];
+            let mut out = autograd::checkpoint(&inputs, move |x| {
+                vec![scores_of_gathered_tile(&x[0], &x[1], &x[2], &selected)]
+            });
+            out.remove(0)
+        })
+        .collect();
+    Tensor::cat(&tiles, 0)
+}
+
+fn scores_of_gathered_tile(q: &Tensor, weights: &Tensor, k: &Tensor, selected: &Tensor) -> Tensor {
+    let kind = accumulation_kind(q);
+    let (num_queries, num_selected) = selected.size2().expect("selected is [Q, K]");
+    let keys = k
+        .to_kind(kind)
+        .index_select(0, &selected.clamp_min(0).view([-1]))
+        .view([num_queries, num_selected, -1]);
+    let per_head = q.to_kind(kind).bmm(&keys.transpose(1, 2)).relu();
+    weights
+        .to_kind(kind)
+        .unsqueeze(1)
+        .bmm(&per_head)
+        .squeeze_dim(1)
+        .masked_fill(&selected.lt(0), f64::NEG_INFINITY)
+}
+
 /// Sets the scores of keys a query does not see to -inf, in place.
 ///
 /// Row r is query t = `query_offset` + r of a document whose first `trunk_len` tokens every branch
@@ -161,6 +223,35 @@ mod tests {
         let inputs =
             [[3, 2, 4].as_slice(), &[3, 2], &[5, 4]].map(|shape| random(shape, Kind::Double));
         assert_gradient(&inputs, |x| index_scores(&x[0], &x[1], &x[2]));
+    }
+
+    #[test]
+    fn scores_of_selected_keys_are_entries_of_all_scores_with_their_gradients() {
+        tch::manual_seed(4);
+        let inputs =
+            [[7, 3, 4].as_slice(), &[7, 3], &[9, 4]].map(|shape| random(shape, Kind::Double));
+        let selected = Tensor::from_slice(&[0_i64, 4, 8, 1, 2, -1]).repeat([7, 1]);
+        let run = |whole: bool, tile_elements: i64| {
+            let leaves = inputs.each_ref().map(|x| x.copy().set_requires_grad(true));
+            let [q, w, k] = &leaves;
+            let scores = match whole {
+                true => index_scores(q, w, k).gather(1, &selected.clamp_min(0), false),
+                false => selected_index_scores_tiled(q, w, k, &selected, tile_elements),
+            };
+            let present = selected.ge(0);
+            let absent_is_hidden = scores.isinf().ne_tensor(&present).all();
+            assert!(whole || absent_is_hidden.int64_value(&[]) == 1);
+            let chosen = scores.masked_select(&present);
+            autograd::backward(&[chosen.square().sum(Kind::Double)], &[]).unwrap();
+            let [q, w, k] = leaves.map(|leaf| leaf.grad());
+            [chosen.detach(), q, w, k]
+        };
+        let expected = run(true, TILE_ELEMENTS);
+        for tile_elements in [TILE_ELEMENTS, 3 * 7 * 6] {
+            for (a, b) in run(false, tile_elements).iter().zip(&expected) {
+                assert!(max_difference(a, b) < 1e-12);
+            }
+        }
     }
 
     #[test]

@@ -2,13 +2,16 @@
 //!
 //! The models here are tiny and random, with weights ten times as large as fresh ones, so that
 //! attention, routing and selection differ clearly from token to token, and norms other than 1.
-//! "Variants" are the four combinations of dense and expert layers, dense and sparse attention.
+//! "Variants" are the four combinations of dense and expert layers, dense and sparse attention, and
+//! latent attention (a dense layer, then one with grouped, shared and biased experts) without and with an indexer.
 
 mod cached;
 mod checkpointing;
 mod families;
+mod formula_v32;
 mod golden;
 mod indexer;
+mod latent;
 mod packing;
 mod precision;
 mod routing;
@@ -18,7 +21,7 @@ mod upcycled;
 use kernels::tch::{self, Device, Kind, Tensor};
 
 use super::*;
-use crate::config::{DsaConfig, ModelType, MoeConfig};
+use crate::config::{DsaConfig, MlaConfig, ModelType, MoeConfig, ScoringFunc};
 use crate::input::Document;
 use crate::random_model::fresh_tensor;
 
@@ -59,13 +62,67 @@ fn with_indexer(config: ModelConfig, index_topk: usize) -> ModelConfig {
     }
 }
 
-fn variants() -> [ModelConfig; 4] {
+/// DeepSeek-V3 in small: latent attention with queries from the hidden state, a dense layer, then 4
+/// experts in 2 groups of which one is kept, and a shared expert.
+fn latent_config() -> ModelConfig {
+    ModelConfig {
+        model_type: ModelType::DeepseekV3,
+        num_key_value_heads: 4,
+        head_dim: 4,
+        mla: Some(MlaConfig {
+            q_lora_rank: None,
+            kv_lora_rank: 12,
+            qk_nope_head_dim: 6,
+            qk_rope_head_dim: 4,
+            v_head_dim: 8,
+            rope_interleave: true,
+        }),
+        moe: Some(MoeConfig {
+            scoring_func: ScoringFunc::Sigmoid,
+            moe_intermediate_size: Some(16),
+            first_k_dense_replace: 1,
+            n_shared_experts: 1,
+            n_group: 2,
+            routed_scaling_factor: 1.5,
+            correction_bias: true,
+            ..MoeConfig::mixtral(4, 2)
+        }),
+        ..dense_config()
+    }
+}
+
+/// DeepSeek-V3.2 in small: [`latent_config`] with a query latent and an indexer that reads it.
+fn latent_sparse_config(index_topk: usize) -> ModelConfig {
+    let mut config = latent_config();
+    config.model_type = ModelType::DeepseekV32;
+    config.mla.as_mut().unwrap().q_lora_rank = Some(14);
+    with_indexer(config, index_topk)
+}
+
+/// A model of either attention with an indexer.
+fn sparse_configs(index_topk: usize) -> [ModelConfig; 2] {
+    [
+        with_indexer(dense_config(), index_topk),
+        latent_sparse_config(index_topk),
+    ]
+}
+
+fn variants() -> [ModelConfig; 6] {
     [
         dense_config(),
         with_experts(dense_config()),
         with_indexer(dense_config(), TOPK),
         with_indexer(with_experts(dense_config()), TOPK),
+        latent_config(),
+        latent_sparse_config(TOPK),
     ]
+}
+
+#[test]
+fn variants_are_sound() {
+    for config in variants() {
+        assert_eq!(config.problems(), Vec::<String>::new());
+    }
 }
 
 /// Every weight N(0, 0.2^2); norms N(1, 0.2^2).

@@ -72,6 +72,8 @@ pub struct Tokens {
     pub keys_scored: usize,
     /// Tokens put through the output head.
     pub predicted: usize,
+    /// Latent attention attends to cached latents themselves.
+    pub are_cached: bool,
 }
 
 impl Tokens {
@@ -104,36 +106,51 @@ impl Tokens {
 pub fn forward(config: &ModelConfig, kind: Kind, tokens: Tokens) -> Work {
     let count = tokens.count as f64;
     let layers = config.num_hidden_layers as f64;
-    let (ffn, router, used) = match &config.moe {
-        None => (1.0, 0.0, 1.0),
-        Some(moe) => {
-            let (experts, top_k) = (moe.num_experts as f64, moe.num_experts_per_tok as f64);
-            // Tokens spread over the experts as far as they go.
-            let used = (count * top_k).min(experts);
-            (top_k, experts * config.hidden_size as f64, used)
-        }
-    };
-    let (indexer, scoring) = config.dsa.as_ref().map_or((0.0, 0.0), |dsa| {
-        let width = dsa.index_n_heads * (dsa.index_head_dim + 1) + dsa.index_head_dim;
-        let scoring = 2 * dsa.index_n_heads * dsa.index_head_dim;
+    let indexer = config.dsa.as_ref().map_or(0.0, |dsa| {
         let is_used = if tokens.keys_scored > 0 { 1.0 } else { 0.0 };
-        (
-            (config.hidden_size * width) as f64 * is_used,
-            scoring as f64,
-        )
+        (config.indexer_parameters() - 2 * dsa.index_head_dim) as f64 * is_used
     });
-    let fixed = attention_weights(config) + router + indexer;
-    let one_ffn = (3 * config.hidden_size * config.intermediate_size) as f64;
+    let scoring = config.dsa.as_ref().map_or(0, |dsa| {
+        2 * dsa.index_n_heads * dsa.index_head_dim * tokens.keys_scored
+    });
+    let fixed = config.attention_parameters() as f64 + indexer;
+    let (passed, read) = feed_forward_weights(config, count);
     let head = (config.vocab_size * config.hidden_size) as f64;
-    let attended = (4 * config.num_attention_heads * config.head_dim * tokens.keys_attended) as f64;
+    let attended = attended_width(config, tokens) * tokens.keys_attended;
     let is_predicting = if tokens.predicted > 0 { 1.0 } else { 0.0 };
     Work {
-        flops: 2.0 * count * layers * (fixed + ffn * one_ffn)
-            + layers * (attended + scoring * tokens.keys_scored as f64)
+        flops: 2.0 * count * (layers * fixed + passed)
+            + layers * (2 * attended + scoring) as f64
             + 2.0 * tokens.predicted as f64 * head,
-        bytes: (layers * (fixed + used * one_ffn) + is_predicting * head)
-            * kind.elt_size_in_bytes() as f64,
+        bytes: (layers * fixed + read + is_predicting * head) * kind.elt_size_in_bytes() as f64,
     }
+}
+
+/// Feed-forward weights of all layers: those one token passes, and those `count` tokens read.
+fn feed_forward_weights(config: &ModelConfig, count: f64) -> (f64, f64) {
+    let expert_layers = config.num_moe_layers();
+    let dense_layers = (config.num_hidden_layers - expert_layers) as f64;
+    let dense = dense_layers * (3 * config.hidden_size * config.intermediate_size) as f64;
+    let Some(moe) = &config.moe else {
+        return (dense, dense);
+    };
+    let one = (3 * config.hidden_size * config.expert_intermediate_size()) as f64;
+    let router = (moe.num_experts * config.hidden_size) as f64;
+    let (top_k, shared) = (moe.num_experts_per_tok as f64, moe.n_shared_experts as f64);
+    // Tokens spread over the experts as far as they go.
+    let used = (count * top_k).min(moe.num_experts as f64);
+    let all_layers = |experts: f64| dense + expert_layers as f64 * (router + experts * one);
+    (all_layers(top_k + shared), all_layers(used + shared))
+}
+
+/// Multiplications of one layer for a query and a key it attends to, values included.
+fn attended_width(config: &ModelConfig, tokens: Tokens) -> usize {
+    let width = match &config.mla {
+        None => 2 * config.head_dim,
+        Some(mla) if tokens.are_cached => mla.latent_dim() + mla.kv_lora_rank,
+        Some(mla) => mla.qk_head_dim() + mla.v_head_dim,
+    };
+    config.num_attention_heads * width
 }
 
 /// Prefill of one prompt of `len` tokens whose last predicts the next, with its keys and values
@@ -158,10 +175,17 @@ pub fn decode(
     context: usize,
 ) -> Work {
     let positions = std::iter::repeat_n(context, batch);
-    let tokens = Tokens::at(positions, batch, config, attention);
-    let key_value = 2 * config.num_key_value_heads * config.head_dim * tokens.keys_attended;
+    let tokens = Tokens {
+        are_cached: true,
+        ..Tokens::at(positions, batch, config, attention)
+    };
     let index_dim = config.dsa.as_ref().map_or(0, |dsa| dsa.index_head_dim);
-    let read = config.num_hidden_layers * (key_value + index_dim * tokens.keys_scored);
+    let key_value = match &config.mla {
+        None => 2 * config.num_key_value_heads * config.head_dim,
+        Some(mla) => mla.latent_dim(),
+    };
+    let read = config.num_hidden_layers
+        * (key_value * tokens.keys_attended + index_dim * tokens.keys_scored);
     let bytes = read * kind.elt_size_in_bytes() + batch * token_cache_bytes(config, kind);
     forward(config, kind, tokens)
         + Work {
@@ -182,12 +206,6 @@ pub fn training_step(config: &ModelConfig, kind: Kind, tokens: Tokens) -> Work {
         flops: 3.0 * forward.flops,
         bytes: 2.0 * forward.bytes + config.num_parameters() as f64 * (OPTIMIZER_BYTES + copies),
     }
-}
-
-/// Weights of one layer's four attention projections.
-fn attention_weights(config: &ModelConfig) -> f64 {
-    let heads = 2 * (config.num_attention_heads + config.num_key_value_heads);
-    (config.hidden_size * config.head_dim * heads) as f64
 }
 
 fn token_cache_bytes(config: &ModelConfig, kind: Kind) -> usize {

@@ -7,7 +7,7 @@
 use std::fmt::Write;
 
 use kernels::tch::Kind;
-use model::{KvCache, ModelConfig};
+use model::{KvCache, ModelConfig, MoeConfig};
 
 use super::{Failure, output};
 use crate::config::{RunConfig, StageConfig};
@@ -86,16 +86,31 @@ fn memory_bytes(config: &RunConfig, shape: &ModelConfig, kind: Kind) -> usize {
 /// Activations kept for backward: the inputs of each layer's products, and f32 logits with their
 /// gradient.
 fn activation_bytes(config: &RunConfig, shape: &ModelConfig, kind: Kind) -> usize {
-    let active = shape.moe.as_ref().map_or(1, |moe| moe.num_experts_per_tok);
-    let heads = 2 * shape.num_attention_heads + 2 * shape.num_key_value_heads;
-    let row = match config.activation_checkpointing {
-        true => shape.hidden_size,
+    let layers = shape.num_hidden_layers;
+    let numbers = match config.activation_checkpointing {
+        true => layers * shape.hidden_size,
         false => {
-            4 * shape.hidden_size + heads * shape.head_dim + 4 * active * shape.intermediate_size
+            let shared = |moe: &MoeConfig| moe.num_experts_per_tok + moe.n_shared_experts;
+            let active = shape.moe.as_ref().map_or(0, shared);
+            let expert_layers = shape.num_moe_layers();
+            layers * (4 * shape.hidden_size + attention_row(shape))
+                + expert_layers * 4 * active * shape.expert_intermediate_size()
+                + (layers - expert_layers) * 4 * shape.intermediate_size
         }
     };
-    let layers = shape.num_hidden_layers * row * kind.elt_size_in_bytes();
-    config.micro_batch_tokens * (layers + 2 * 4 * shape.vocab_size)
+    config.micro_batch_tokens * (numbers * kind.elt_size_in_bytes() + 2 * 4 * shape.vocab_size)
+}
+
+/// Queries, keys, values and head outputs of one token in one layer, with latents where they are.
+fn attention_row(shape: &ModelConfig) -> usize {
+    let heads = shape.num_attention_heads;
+    match &shape.mla {
+        None => 2 * (heads + shape.num_key_value_heads) * shape.head_dim,
+        Some(mla) => {
+            let latents = mla.q_lora_rank.unwrap_or(0) + mla.latent_dim();
+            latents + 2 * heads * (mla.qk_head_dim() + mla.v_head_dim)
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Prefill and one-token decode equal the full forward pass, whatever lies in the slots around.
 
 use super::*;
+use crate::kv_cache::KeyValueCache;
 
 const TOLERANCE: f64 = 1e-5;
 
@@ -124,20 +125,24 @@ fn copied_slots_continue_apart_and_forget_what_they_held() {
 
 #[test]
 fn copy_slot_copies_the_sequence_only() {
-    let model = loud_model(&with_indexer(dense_config(), TOPK), Kind::Float);
-    let mut rollout = Rollout::new(&model, 2);
-    rollout.prefill(&[0, 1], &[&sequence(1, 6), &sequence(2, 3)]);
-    let before = rollout.cache.layers[1].k.get(0).copy();
-    rollout.cache.copy_slot(0, 1);
-    rollout.decode(&[9, 10]);
-    let layer = &rollout.cache.layers[1];
-    assert_eq!(layer.k.get(0).narrow(1, 0, 6), before.narrow(1, 0, 6));
-    assert_eq!(layer.k.get(1).narrow(1, 0, 6), before.narrow(1, 0, 6));
-    assert_ne!(layer.k.get(0).select(1, 6), layer.k.get(1).select(1, 6));
-    assert_eq!(
-        layer.k.get(0).select(1, 7),
-        layer.k.get(0).select(1, 7).zeros_like()
-    );
+    // Keys of the last layer, `[capacity, ..]` of a slot.
+    let keys = |rollout: &Rollout, slot: i64| match &rollout.cache.layers[1].main {
+        KeyValueCache::Heads { k, .. } => k.get(slot).transpose(0, 1).copy(),
+        KeyValueCache::Latent(latents) => latents.get(slot).copy(),
+    };
+    for config in sparse_configs(TOPK) {
+        let model = loud_model(&config, Kind::Float);
+        let mut rollout = Rollout::new(&model, 2);
+        rollout.prefill(&[0, 1], &[&sequence(1, 6), &sequence(2, 3)]);
+        let before = keys(&rollout, 0).narrow(0, 0, 6);
+        rollout.cache.copy_slot(0, 1);
+        rollout.decode(&[9, 10]);
+        let (first, second) = (keys(&rollout, 0), keys(&rollout, 1));
+        assert_eq!(first.narrow(0, 0, 6), before);
+        assert_eq!(second.narrow(0, 0, 6), before);
+        assert_ne!(first.get(6), second.get(6));
+        assert_eq!(first.get(7), first.get(7).zeros_like());
+    }
 }
 
 /// Fewer keys than `index_topk` beside a longer neighbour: the short one sees all of its own.

@@ -54,9 +54,11 @@ fn every_branch_equals_its_sequence_alone() {
 /// More than the 256 query rows that sparse attention works on at a time.
 #[test]
 fn branches_on_both_sides_of_a_tile_boundary_equal_their_sequences() {
-    let model = loud_model(&with_indexer(dense_config(), TOPK), Kind::Float);
     let branches = [sequence(2, 30), sequence(3, 40)];
-    assert_branches_equal_sequences_alone(&model, &sequence(1, 240), &branches);
+    for config in sparse_configs(TOPK) {
+        let model = loud_model(&config, Kind::Float);
+        assert_branches_equal_sequences_alone(&model, &sequence(1, 240), &branches);
+    }
 }
 
 #[test]
@@ -91,8 +93,9 @@ fn branches_have_the_gradients_of_their_sequences() {
 #[test]
 fn a_shared_trunk_counts_once_in_the_indexer_loss() {
     let (trunk, branches) = trunk_and_branches();
-    let model = loud_model(&with_indexer(dense_config(), TOPK), Kind::Float);
-    for attention in [Attention::Dense, Attention::Sparse] {
+    let models = sparse_configs(TOPK).map(|config| loud_model(&config, Kind::Float));
+    let modes = [Attention::Dense, Attention::Sparse];
+    for (model, attention) in models.iter().flat_map(|m| modes.map(|mode| (m, mode))) {
         let options = ForwardOptions {
             attention,
             indexer_loss: true,

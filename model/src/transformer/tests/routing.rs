@@ -9,7 +9,7 @@ fn expert_variants() -> [ModelConfig; 3] {
         config.moe.as_mut().unwrap().scoring_func = ScoringFunc::Sigmoid;
         config
     };
-    let [_, softmax, _, sparse] = variants();
+    let [_, softmax, _, sparse, ..] = variants();
     [softmax, sigmoid, sparse]
 }
 

@@ -1,0 +1,38 @@
+//! RMSNorm: y = weight * x * rsqrt(mean(x^2) + eps) along the last dim, statistics in f32.
+
+use kernels::tch::{Kind, Tensor};
+
+use crate::parameter::{Parameter, ParameterGroup, ParameterLoader};
+use crate::weights::WeightError;
+
+/// RMSNorm with its weight.
+#[derive(Debug)]
+pub(crate) struct RmsNorm {
+    weight: Parameter,
+    eps: f64,
+}
+
+impl RmsNorm {
+    /// Loads `name`, of `width` values.
+    pub(crate) fn load(
+        loader: &mut ParameterLoader,
+        name: &str,
+        width: usize,
+        eps: f64,
+    ) -> Result<RmsNorm, WeightError> {
+        let weight = loader.load(name, ParameterGroup::Main, &[width])?;
+        Ok(RmsNorm { weight, eps })
+    }
+
+    /// `[.., width]` to the same shape.
+    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
+        let wide = x.to_kind(Kind::Float);
+        let mean_square = (&wide * &wide).mean_dim(-1, true, Kind::Float);
+        // Rounded before the weight multiplies, as Hugging Face does.
+        (wide * (mean_square + self.eps).rsqrt()).to_kind(x.kind()) * self.weight.weight()
+    }
+
+    pub(crate) fn parameter(&self) -> &Parameter {
+        &self.weight
+    }
+}
