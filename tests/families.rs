@@ -4,7 +4,6 @@
 #[path = "golden/formula_weights.rs"]
 mod formula_weights;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -25,7 +24,7 @@ const FAMILIES: [&str; 9] = [
     "deepseek_v32_fp8",
 ];
 
-/// Token i is the character '!' + i; the two left over, 94 and 95, are blank and newline.
+/// Token i of `families/tokenizer.json` is the character '!' + i, 94 is blank and 95 newline.
 fn text_of(tokens: &[u8]) -> String {
     let character = |&token: &u8| match token {
         94 => ' ',
@@ -35,25 +34,12 @@ fn text_of(tokens: &[u8]) -> String {
     tokens.iter().map(character).collect()
 }
 
-fn write_tokenizer(folder: &Path) {
-    let symbol = |token: u8| match token {
-        94 => "\u{120}".to_string(),
-        95 => "\u{10a}".to_string(),
-        token => text_of(&[token]),
-    };
-    let vocab: BTreeMap<String, u8> = (0..96).map(|token| (symbol(token), token)).collect();
-    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
-        "use_regex": false});
-    let tokenizer = json!({"version": "1.0", "added_tokens": [], "pre_tokenizer": bytes,
-        "decoder": bytes, "model": {"type": "BPE", "vocab": vocab, "merges": []}});
-    fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
-}
-
 /// A model folder of the family `name`, with a tokenizer, and its numbers.
 fn family(name: &str) -> (tempfile::TempDir, Value) {
     let folder = tempfile::tempdir().unwrap();
     formula_weights::write_model(name, folder.path());
-    write_tokenizer(folder.path());
+    let tokenizer = formula_weights::family("tokenizer.json");
+    fs::copy(tokenizer, folder.path().join("tokenizer.json")).unwrap();
     (folder, formula_weights::expected(name))
 }
 

@@ -4,8 +4,9 @@ family, computed by transformers.
     python tests/golden/make_families.py [--folders DIR] [NAME ...]
 
 needs torch and transformers 5 (with deepseek_v32 and glm_moe_dsa). The weights come from formula_weights.py. config.json
-is spelled as in the family's releases, config_transformers.json as transformers saves it. --folders also writes complete
-model folders, with weights, to DIR/NAME.
+is spelled as in the family's releases, config_transformers.json as transformers saves it. families/tokenizer.json has
+one token a character: id 0 is '!', 93 '~', 94 blank, 95 newline. --folders also writes complete model folders, with
+weights and that tokenizer, to DIR/NAME.
 
 expected.json holds, T being the number of tokens and layers counted from 0:
     made_by, seed        versions, and the seed of the weights
@@ -165,6 +166,14 @@ def write_expected(path, value):
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
+def tokenizer():
+    symbols = [chr(33 + i) for i in range(94)] + ["\u0120", "\u010a"]
+    blanks = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+            "pre_tokenizer": blanks, "post_processor": None, "decoder": blanks,
+            "model": {"type": "BPE", "vocab": {symbol: i for i, symbol in enumerate(symbols)}, "merges": []}}
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--folders", type=pathlib.Path)
@@ -172,6 +181,8 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
+    (HERE / "families").mkdir(exist_ok=True)
+    (HERE / "families/tokenizer.json").write_text(json.dumps(tokenizer()) + "\n")
     for name in arguments.names:
         config = CONFIGS[name]
         made = next(filter(None, (expected(name, config, seed) for seed in range(200))))
@@ -185,6 +196,7 @@ def main():
         if arguments.folders:
             whole = arguments.folders / name
             shutil.copytree(folder, whole, dirs_exist_ok=True)
+            shutil.copy(HERE / "families/tokenizer.json", whole)
             save_file(stored, whole / "model.safetensors", {"format": "pt"})
 
 

@@ -48,6 +48,7 @@ impl Family {
     fn load(&self, kind: Kind) -> Transformer {
         let config = read_config(self.folder.path()).unwrap();
         let mut source = HfFolder::open(self.folder.path()).unwrap();
+        source.check(&config).unwrap();
         Transformer::load(&config, &mut source, kind, Device::Cpu).unwrap()
     }
 
