@@ -92,6 +92,11 @@ fn negative_and_contradictory_values_are_all_listed() {
             "evaluation.every is 4, but evaluation.prompts is 0",
         ],
     );
+    // Before the run begins, not when the stage does.
+    train(
+        &["stages[2].sft.text=Files([\"/no/such/corpus.jsonl\"])"],
+        &["/no/such/corpus.jsonl: No such file", "text to train on"],
+    );
     train(
         &["model.source.Random.dsa=None"],
         &["stages[0].indexer_warmup trains the indexer, but the model has none"],

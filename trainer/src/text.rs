@@ -13,7 +13,34 @@ use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 
 use crate::batch::TextDocument;
+use crate::config::{RunConfig, StageConfig, TextConfig};
 use crate::error::TrainerError;
+
+/// Opens every text file that `config` names, so that a run does not find hours later that one is
+/// missing.
+///
+/// # Errors
+/// The first file that can't be opened.
+pub fn check_files(config: &RunConfig) -> Result<(), TrainerError> {
+    let of_stage = |stage: &'_ StageConfig| match stage {
+        StageConfig::IndexerWarmup(stage)
+        | StageConfig::SparseTraining(stage)
+        | StageConfig::Sft(stage) => Some(stage.text.clone().unwrap_or(config.text.clone())),
+        StageConfig::Grpo(_) => None,
+    };
+    for text in config.stages.iter().filter_map(of_stage) {
+        let TextConfig::Files(files) = text else {
+            continue;
+        };
+        for path in files.into_iter().map(PathBuf::from) {
+            if let Err(error) = fs::File::open(&path) {
+                let problem = format!("{error}; the configuration names it as text to train on");
+                return Err(TrainerError::Text { path, problem });
+            }
+        }
+    }
+    Ok(())
+}
 
 /// Tokenised documents of a set of files, in file order.
 #[derive(Debug)]

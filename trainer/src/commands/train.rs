@@ -9,6 +9,7 @@ use crate::metrics;
 use crate::orchestrator::{self, Outcome};
 use crate::run_folder::RunFolder;
 use crate::summary;
+use crate::text;
 
 /// Start a run from a configuration file
 #[derive(Debug, clap::Args)]
@@ -29,6 +30,7 @@ pub struct Args {
 /// Starts the run, or only shows it.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let config = config_file::load(&args.config, &args.overrides)?;
+    text::check_files(&config)?;
     if args.dry_run {
         return plan::print(&config);
     }
