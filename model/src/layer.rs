@@ -17,7 +17,7 @@ use crate::weights::WeightError;
 #[derive(Debug)]
 enum FeedForward {
     Dense(Mlp),
-    Moe(Moe),
+    Moe(Box<Moe>),
 }
 
 /// A decoder layer.
@@ -60,7 +60,7 @@ impl Layer {
             attention: AttentionLayer::load(loader, &format!("{prefix}.self_attn"), config)?,
             post_attention_norm: norm(loader, "post_attention_layernorm")?,
             feed_forward: match config.layer_moe(index) {
-                Some(moe) => FeedForward::Moe(Moe::load(loader, &prefix, config, moe)?),
+                Some(moe) => FeedForward::Moe(Box::new(Moe::load(loader, &prefix, config, moe)?)),
                 None => FeedForward::Dense(Mlp::load(
                     loader,
                     &format!("{prefix}.mlp"),

@@ -3,83 +3,25 @@
 //! A [`Tokenizer`] is a byte-pair encoding plus the settings of `tokenizer_config.json` (special
 //! tokens, chat template). It comes from a model folder, from the tables of a GGUF file, or from
 //! nothing: [`Tokenizer::byte_level`] has one token a byte, for random models.
-//! Rendering conversations is in `chat.rs`. Nothing is added to a text silently: no begin token,
+//! Conversations are in `chat.rs`. Nothing is added to a text silently: no begin token,
 //! no truncation, no padding.
 
-use std::path::{Path, PathBuf};
+mod error;
+mod gguf_vocabulary;
+
+use std::collections::BTreeSet;
+use std::path::Path;
 
 use serde_json::{Map, json};
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::digits::Digits;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{
-    AddedToken, ModelWrapper, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior,
-};
+use tokenizers::{AddedToken, ModelWrapper};
+
+pub use self::error::TokenizerError;
+pub use self::gguf_vocabulary::GgufVocabulary;
 
 /// ChatML, the conversation format of the byte-level tokenizer.
 const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
-
-/// How Qwen2 cuts a text into words before merging.
-const QWEN2_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-/// A tokenizer could not be read, written or applied.
-#[derive(Debug, thiserror::Error)]
-pub enum TokenizerError {
-    /// The operating system refused.
-    #[error("{path}: {source}")]
-    Io {
-        /// File.
-        path: PathBuf,
-        /// Cause.
-        source: std::io::Error,
-    },
-    /// The file is damaged or asks for something unknown.
-    #[error("{path}: {problem}")]
-    Malformed {
-        /// File.
-        path: PathBuf,
-        /// What is wrong.
-        problem: String,
-    },
-    /// A conversation can't be rendered without a template.
-    #[error(
-        "the tokenizer has no chat template: use an instruct model, or put a chat_template.jinja \
-         beside its tokenizer.json"
-    )]
-    NoChatTemplate,
-    /// The template failed, or refused the conversation.
-    #[error("the chat template fails: {0}")]
-    ChatTemplate(String),
-    /// The template writes a special token that the vocabulary lacks.
-    #[error(
-        "the chat template writes '{0}', which is not a token of this tokenizer: template and \
-         tokenizer.json belong to different models"
-    )]
-    UnknownSpecialToken(String),
-}
-
-/// The tokenizer tables of a GGUF file (`tokenizer.ggml.*`).
-#[derive(Clone, Debug, Default)]
-pub struct GgufVocabulary {
-    /// Token texts in the byte-level alphabet; the index is the id.
-    pub tokens: Vec<String>,
-    /// Merges, "left right", the earliest first.
-    pub merges: Vec<String>,
-    /// Per token: 3 is a special token, 4 an added one; may be empty.
-    pub token_types: Vec<i32>,
-    /// How a text is cut into words: `smollm` or `qwen2`.
-    pub pre_tokenizer: String,
-    /// Begin-of-sequence id.
-    pub bos_token_id: Option<u32>,
-    /// End-of-sequence id.
-    pub eos_token_id: Option<u32>,
-    /// Padding id.
-    pub padding_token_id: Option<u32>,
-    /// Jinja template of conversations.
-    pub chat_template: Option<String>,
-}
 
 /// Token ids from text and back.
 #[derive(Clone, Debug)]
@@ -88,18 +30,21 @@ pub struct Tokenizer {
     /// `tokenizer_config.json`, with the chat template in it.
     settings: Map<String, serde_json::Value>,
     vocab_size: usize,
+    unused_ids: Vec<u32>,
 }
 
 impl Tokenizer {
     /// Reads `tokenizer.json`, `tokenizer_config.json` and, where present, `chat_template.jinja`.
     ///
     /// # Errors
-    /// A file that is missing or damaged, another model than BPE, or an eos or bos token outside
-    /// the vocabulary.
+    /// A file that is missing or damaged, another model than BPE, an eos or bos token outside the
+    /// vocabulary, or an added token whose id can't be kept.
     pub fn from_folder(dir: &Path) -> Result<Tokenizer, TokenizerError> {
         let path = dir.join("tokenizer.json");
-        let inner = tokenizers::Tokenizer::from_bytes(read(&path)?)
-            .map_err(|error| malformed(&path, error))?;
+        let bytes = read(&path)?;
+        let inner =
+            tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| malformed(&path, error))?;
+        check_added_ids(&bytes, &inner).map_err(|problem| malformed(&path, problem))?;
         let settings_path = dir.join("tokenizer_config.json");
         let mut settings: Map<_, _> = if settings_path.exists() {
             serde_json::from_slice(&read(&settings_path)?)
@@ -121,7 +66,7 @@ impl Tokenizer {
     /// # Errors
     /// An unknown pre-tokenizer, a token twice, a merge of unknown tokens, an id out of range.
     pub fn from_gguf(vocabulary: GgufVocabulary, path: &Path) -> Result<Tokenizer, TokenizerError> {
-        build_from_gguf(vocabulary).map_err(|problem| malformed(path, problem))
+        gguf_vocabulary::build(vocabulary).map_err(|problem| malformed(path, problem))
     }
 
     /// One token a byte (id = byte), then `<|im_start|>` 256, `<|im_end|>` 257 (ends a completion)
@@ -165,9 +110,11 @@ impl Tokenizer {
         // A file may carry both from training; here they would cut or stretch prompts silently.
         inner.with_truncation(None).map_err(|e| e.to_string())?;
         inner.with_padding(None);
-        let largest = inner.get_vocab(true).into_values().max();
+        let ids: BTreeSet<u32> = inner.get_vocab(true).into_values().collect();
+        let vocab_size = ids.last().map_or(0, |&id| id + 1);
         let tokenizer = Tokenizer {
-            vocab_size: largest.map_or(0, |id| id as usize + 1),
+            vocab_size: vocab_size as usize,
+            unused_ids: (0..vocab_size).filter(|id| !ids.contains(id)).collect(),
             inner,
             settings,
         };
@@ -203,6 +150,23 @@ impl Tokenizer {
         self.inner
             .decode(ids, true)
             .expect("the decoders of BPE tokenizers accept every token")
+    }
+
+    /// Text of `ids` with the texts of special tokens.
+    ///
+    /// # Errors
+    /// The first id that is no token.
+    pub fn decode_with_special(&self, ids: &[u32]) -> Result<String, TokenizerError> {
+        if let Some(&id) = ids.iter().find(|&&id| self.inner.id_to_token(id).is_none()) {
+            return Err(TokenizerError::UnknownId(id));
+        }
+        let text = self.inner.decode(ids, false);
+        Ok(text.expect("the decoders of BPE tokenizers accept every token"))
+    }
+
+    /// Ids below [`Tokenizer::vocab_size`] that are no token, ascending.
+    pub fn unused_ids(&self) -> &[u32] {
+        &self.unused_ids
     }
 
     /// One more than the largest id.
@@ -268,81 +232,31 @@ impl Tokenizer {
     }
 }
 
-fn build_from_gguf(vocabulary: GgufVocabulary) -> Result<Tokenizer, String> {
-    let GgufVocabulary { tokens, .. } = &vocabulary;
-    let vocab: Vocab = tokens.iter().cloned().zip(0..).collect();
-    if vocab.len() != tokens.len() {
-        let twice = tokens
-            .iter()
-            .zip(0u32..)
-            .find(|(token, id)| vocab[*token] != *id);
-        return Err(format!("the vocabulary lists a token twice: {twice:?}"));
+/// The library numbers added tokens itself, one after the other; `file`, a tokenizer.json, says which
+/// ids they must have.
+fn check_added_ids(file: &[u8], inner: &tokenizers::Tokenizer) -> Result<(), String> {
+    #[derive(serde::Deserialize)]
+    struct File {
+        #[serde(default)]
+        added_tokens: Vec<Added>,
     }
-    let merges = vocabulary.merges.iter().map(|merge| {
-        let (left, right) = merge
-            .split_once(' ')
-            .ok_or_else(|| format!("the merge '{merge}' is not two tokens with a space between"))?;
-        Ok((left.to_string(), right.to_string()))
-    });
-    let merges = merges.collect::<Result<Vec<_>, String>>()?;
-    let bpe = BPE::builder()
-        .vocab_and_merges(vocab, merges)
-        .build()
-        .map_err(|error| format!("the merges do not fit the vocabulary: {error}"))?;
-    let mut inner = tokenizers::Tokenizer::new(bpe);
-    let (normalizer, words): (Option<NormalizerWrapper>, Vec<PreTokenizerWrapper>) =
-        match vocabulary.pre_tokenizer.as_str() {
-            "smollm" => (
-                None,
-                vec![
-                    Digits::new(true).into(),
-                    ByteLevel::new(false, true, true).into(),
-                ],
-            ),
-            "qwen2" => {
-                let pattern = SplitPattern::Regex(QWEN2_WORDS.to_string());
-                let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)
-                    .expect("the pattern is a regular expression");
-                (
-                    Some(tokenizers::normalizers::NFC.into()),
-                    vec![split.into(), ByteLevel::new(false, true, false).into()],
-                )
-            }
-            other => {
-                return Err(format!(
-                    "pre-tokenizer '{other}' is not known; smollm and qwen2 are"
-                ));
-            }
-        };
-    inner.with_normalizer(normalizer);
-    inner.with_pre_tokenizer(Some(Sequence::new(words)));
-    inner.with_decoder(Some(ByteLevel::default()));
-    let added = |kind: i32, special: bool| -> Vec<AddedToken> {
-        let of_kind = tokens.iter().zip(&vocabulary.token_types);
-        let of_kind = of_kind.filter(|(_, k)| **k == kind);
-        of_kind
-            .map(|(token, _)| AddedToken::from(token.clone(), special).normalized(false))
-            .collect()
-    };
-    inner.add_special_tokens(&added(3, true));
-    inner.add_tokens(&added(4, false));
-    let token = |id: Option<u32>| match id {
-        None => Ok(None),
-        Some(id) => match tokens.get(id as usize) {
-            Some(token) => Ok(Some(token.as_str())),
-            None => Err(format!(
-                "token id {id} is outside the vocabulary of {}",
-                tokens.len()
-            )),
-        },
-    };
-    let settings = settings(
-        token(vocabulary.bos_token_id)?,
-        token(vocabulary.eos_token_id)?,
-        token(vocabulary.padding_token_id)?,
-        vocabulary.chat_template.as_deref(),
-    );
-    Tokenizer::new(inner, settings)
+    #[derive(serde::Deserialize)]
+    struct Added {
+        id: u32,
+        content: String,
+    }
+    let File { added_tokens } = serde_json::from_slice(file).map_err(|error| error.to_string())?;
+    for Added { id, content } in added_tokens {
+        let given = inner.token_to_id(&content);
+        if given != Some(id) {
+            let given = given.map_or("none".to_string(), |id| id.to_string());
+            return Err(format!(
+                "the added token '{content}' has id {id}, but would get {given}: added tokens must follow \
+                 the vocabulary and each other without a gap"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The `tokenizer_config.json` of a tokenizer that was not read from a folder.
@@ -397,5 +311,4 @@ fn malformed(path: &Path, problem: impl ToString) -> TokenizerError {
 }
 
 #[cfg(test)]
-#[path = "tokenizer/tests.rs"]
 mod tests;

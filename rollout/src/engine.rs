@@ -16,6 +16,7 @@ use crate::error::RolloutError;
 use crate::sample::FinishReason;
 use crate::sampler::{SampledToken, SamplingConfig, sample_batch};
 use crate::scheduler::{Admission, PromptSource, SampleId, Scheduler, Step, check_fit};
+use crate::vocabulary::Vocabulary;
 
 /// A prompt to be continued.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,9 +38,8 @@ pub struct GenerationSettings {
     pub attention: Attention,
     /// Ids that end a completion.
     pub stop_tokens: Vec<u32>,
-    /// Ids from here on are never sampled: the tokenizer's vocabulary, which may be smaller than
-    /// the embedding.
-    pub allowed_vocab: usize,
+    /// Ids that may be sampled: the tokenizer's, which may be fewer than the output head's rows.
+    pub vocabulary: Vocabulary,
     /// Run seed of the draws.
     pub seed: u64,
     /// Version of the weights, recorded in every sample.
@@ -322,12 +322,7 @@ impl<'a> Engine<'a> {
             })
             .collect();
         let sampling = &self.settings.sampling;
-        let tokens = sample_batch(
-            &logits,
-            sampling,
-            &draws,
-            self.settings.allowed_vocab as i64,
-        );
+        let tokens = sample_batch(&logits, sampling, &draws, &self.settings.vocabulary);
         let mut num_finished = 0;
         for (&slot, (id, token)) in slots.iter().zip(ids.iter().zip(tokens)) {
             if self.record(*id, token)? {

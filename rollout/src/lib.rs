@@ -14,9 +14,11 @@ pub mod sample;
 pub mod sampler;
 pub mod scheduler;
 mod truncation;
+mod vocabulary;
 
 pub use engine::{Engine, GeneratedSample, GenerationSettings, GenerationStats, Request};
 pub use error::RolloutError;
 pub use group::sample_groups;
 pub use sample::{FinishReason, Group, Prompt, Sample};
 pub use sampler::SamplingConfig;
+pub use vocabulary::Vocabulary;

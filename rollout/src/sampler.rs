@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::truncation::{Prefix, prefixes};
+use crate::vocabulary::Vocabulary;
 
 /// Ids per block of the two-level inverse CDF.
 const CDF_BLOCK: i64 = 256;
@@ -94,8 +95,8 @@ pub struct SampledToken {
 
 /// Draws one token a row.
 ///
-/// Row b uses the uniform number `draws[b]` in [0, 1). Ids from `allowed_vocab` on (rows of the
-/// embedding that no token has) are never drawn nor kept; only the log-prob of an untruncated row
+/// Row b uses the uniform number `draws[b]` in [0, 1). Ids outside `vocabulary` (rows of the output
+/// head that no token has) are never drawn nor kept; only the log-prob of an untruncated row
 /// counts their weight, because training normalises such rows over all logits. Temperature 0 takes
 /// the most likely token (the lowest id of equals): the distribution is then one point, with
 /// log-prob 0, entropy 0 and that token as the kept set.
@@ -106,16 +107,15 @@ pub fn sample_batch(
     logits: &Tensor,
     config: &SamplingConfig,
     draws: &[f64],
-    allowed_vocab: i64,
+    vocabulary: &Vocabulary,
 ) -> Vec<SampledToken> {
-    let (rows, vocab) = logits.size2().expect("logits are [B, V]");
+    let (rows, _) = logits.size2().expect("logits are [B, V]");
     assert_eq!(rows as usize, draws.len(), "one draw a row of the logits");
     tch::no_grad(|| {
-        let allowed_vocab = allowed_vocab.min(vocab);
         if config.temperature == 0.0 {
-            return sample_greedy(&logits.narrow(1, 0, allowed_vocab));
+            return sample_greedy(&vocabulary.sampled(logits), vocabulary);
         }
-        let tempered = Tempered::new(logits, config.temperature, allowed_vocab);
+        let tempered = Tempered::new(logits, config.temperature, vocabulary);
         if config.truncates() {
             tempered.sample_truncated(config, draws)
         } else {
@@ -125,24 +125,26 @@ pub fn sample_batch(
 }
 
 /// The most likely token of each row.
-fn sample_greedy(logits: &Tensor) -> Vec<SampledToken> {
-    let ids = to_i64(&logits.argmax(1, false));
+fn sample_greedy(logits: &Tensor, vocabulary: &Vocabulary) -> Vec<SampledToken> {
+    let places = to_i64(&logits.argmax(1, false));
     let max = logits.amax(1, false);
     // 0 x: 0 for a finite maximum, NaN otherwise.
     let logprobs = to_f64(&(max * 0.0));
-    ids.iter()
+    places
+        .into_iter()
         .zip(logprobs)
-        .map(|(&id, logprob)| SampledToken {
-            id: id as u32,
+        .map(|(place, logprob)| SampledToken {
+            id: vocabulary.id(place),
             logprob: logprob as f32,
-            kept: vec![id as u32],
+            kept: vec![vocabulary.id(place)],
             entropy: 0.0,
         })
         .collect()
 }
 
 /// softmax(logits / temperature), unnormalised; A ids are allowed.
-struct Tempered {
+struct Tempered<'a> {
+    vocabulary: &'a Vocabulary,
     /// Logits of the allowed ids over temperature, f32 `[B, A]`.
     logits: Tensor,
     /// Largest of each row, f32 `[B, 1]`.
@@ -153,19 +155,20 @@ struct Tempered {
     surplus: Tensor,
 }
 
-impl Tempered {
-    fn new(logits: &Tensor, temperature: f64, allowed_vocab: i64) -> Tempered {
+impl Tempered<'_> {
+    fn new<'a>(logits: &Tensor, temperature: f64, vocabulary: &'a Vocabulary) -> Tempered<'a> {
         let all = if temperature == 1.0 {
             logits.shallow_clone()
         } else {
             logits / temperature
         };
-        let logits = all.narrow(1, 0, allowed_vocab);
+        let logits = vocabulary.sampled(&all);
         let max = logits.amax(1, true);
         let weights = (&logits - &max).exp_();
-        let surplus = all.narrow(1, allowed_vocab, all.size()[1] - allowed_vocab) - &max;
+        let surplus = vocabulary.surplus(&all) - &max;
         let surplus = surplus.to_kind(Kind::Double).exp_();
         Tempered {
+            vocabulary,
             logits,
             max,
             weights,
@@ -184,18 +187,18 @@ impl Tempered {
     /// Without truncation: inverse CDF over the whole vocabulary, no loop over it on the host.
     fn sample_whole(&self, draws: &[f64]) -> Vec<SampledToken> {
         let draws = Tensor::from_slice(draws).to_device(self.weights.device());
-        let (ids, total) = inverse_cdf(&self.weights, &draws);
-        let chosen = self.logits.gather(1, &ids.unsqueeze(1), false);
+        let (places, total) = inverse_cdf(&self.weights, &draws);
+        let chosen = self.logits.gather(1, &places.unsqueeze(1), false);
         let logprobs = (chosen - &self.max).squeeze_dim(1).to_kind(Kind::Double)
             - (&total + &self.surplus).log();
-        let (ids, logprobs, entropy) = (
-            to_i64(&ids),
+        let (places, logprobs, entropy) = (
+            to_i64(&places),
             to_f64(&logprobs),
             to_f64(&self.entropy(&total)),
         );
-        (0..ids.len())
+        (0..places.len())
             .map(|row| SampledToken {
-                id: ids[row] as u32,
+                id: self.vocabulary.id(places[row]),
                 logprob: logprobs[row] as f32,
                 kept: Vec::new(),
                 entropy: entropy[row] as f32,
@@ -215,20 +218,20 @@ impl Tempered {
             .to_device(self.logits.device())
             .unsqueeze(1)
             .maximum(&(&self.max + config.min_p.ln()));
-        let places = self.logits.ge_tensor(&floors).nonzero();
-        let (rows, ids) = (places.select(1, 0), places.select(1, 1));
-        let values = self.logits.index(&[Some(&rows), Some(&ids)]);
+        let above = self.logits.ge_tensor(&floors).nonzero();
+        let (rows, places) = (above.select(1, 0), above.select(1, 1));
+        let values = self.logits.index(&[Some(&rows), Some(&places)]);
         let max = to_f64(&self.max);
         let entropy = to_f64(&self.entropy(&total));
 
-        // The places come row by row, by ascending id.
+        // The places come row by row, ascending, and so do their ids.
         let mut kept: Vec<Vec<(u32, f64)>> = vec![Vec::new(); draws.len()];
-        for ((row, id), value) in to_i64(&rows)
+        for ((row, place), value) in to_i64(&rows)
             .into_iter()
-            .zip(to_i64(&ids))
+            .zip(to_i64(&places))
             .zip(to_f64(&values))
         {
-            kept[row as usize].push((id as u32, value));
+            kept[row as usize].push((self.vocabulary.id(place), value));
         }
         kept.into_iter()
             .enumerate()

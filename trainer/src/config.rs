@@ -78,7 +78,7 @@ pub enum PolicySource {
     /// A Hugging Face folder or a `.gguf` file.
     Path(String),
     /// Random weights of this shape, with a byte-level tokenizer (smoke runs and tests).
-    Random(ModelConfig),
+    Random(Box<ModelConfig>),
 }
 
 /// Dense to mixture of experts.

@@ -28,7 +28,7 @@ pub fn open(policy: &PolicyConfig, seed: u64) -> Result<PolicyParts, TrainerErro
     let (mut config, mut source, tokenizer): (_, Box<dyn WeightSource>, _) = match &policy.source {
         PolicySource::Path(path) => model::checkpoint::open(Path::new(path))?,
         PolicySource::Random(config) => (
-            config.clone(),
+            ModelConfig::clone(config),
             Box::new(RandomSource::new(config, seed)),
             Tokenizer::byte_level(),
         ),

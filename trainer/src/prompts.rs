@@ -6,7 +6,7 @@
 
 use environments::{Family, Split, Task, TaskKey};
 use model::Tokenizer;
-use model::chat::Message;
+use model::chat::{ChatOptions, Message};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 use rollout::Prompt;
@@ -115,13 +115,11 @@ impl<'a> PromptSource<'a> {
     }
 
     fn encode(&self, task: &Task) -> Result<Vec<u32>, TrainerError> {
-        let system = self
-            .system_prompt
-            .map(|content| Message::new("system", content));
+        let system = self.system_prompt.map(Message::system);
         let messages: Vec<Message> = system
             .into_iter()
-            .chain([Message::new("user", &task.question)])
+            .chain([Message::user(&task.question)])
             .collect();
-        Ok(self.tokenizer.chat(&messages, true)?)
+        Ok(self.tokenizer.chat(&messages, &ChatOptions::default())?)
     }
 }

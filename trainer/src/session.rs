@@ -6,7 +6,7 @@ use environments::Split;
 use kernels::tch::Kind;
 use model::{Attention, ParameterGroup, Tokenizer, Transformer};
 use rollout::engine::GenerationSettings;
-use rollout::{Group, Prompt, SamplingConfig};
+use rollout::{Group, Prompt, SamplingConfig, Vocabulary};
 
 use crate::batch::TextDocument;
 use crate::checkpoint::TrainState;
@@ -189,10 +189,7 @@ impl<'a> Session<'a> {
             sampling: sampling.clone(),
             attention: self.attention(),
             stop_tokens: self.policy.config().eos_token_ids.clone(),
-            allowed_vocab: self
-                .tokenizer
-                .vocab_size()
-                .min(self.policy.config().vocab_size),
+            vocabulary: Vocabulary::of(&self.tokenizer, self.policy.config().vocab_size),
             seed: self.config.seed,
             policy_version: self.state.policy_version,
             max_batch_sequences: self.config.max_batch_sequences,

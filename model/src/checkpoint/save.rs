@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use kernels::tch::{Device, Kind, Tensor};
 use rustix::fs::{CWD, RenameFlags, renameat_with};

@@ -498,10 +498,11 @@ fn smollm2_tokenizes_as_transformers_does() {
         let without_specials = text.replace("<|im_start|>", "").replace("<|im_end|>", "");
         assert_eq!(tokenizer.decode(ids), without_specials);
     }
-    use crate::chat::Message;
-    let question = [Message::new("user", "What is 2 + 3?")];
+    use crate::chat::{ChatOptions, Message};
+    let options = ChatOptions::default();
+    let question = [Message::user("What is 2 + 3?")];
     assert_eq!(
-        tokenizer.chat(&question, true).unwrap(),
+        tokenizer.chat(&question, &options).unwrap(),
         [
             1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411,
             407, 19712, 8182, 2, 198, 1, 4093, 198, 1780, 314, 216, 34, 1232, 216, 35, 47, 2, 198,
@@ -509,12 +510,12 @@ fn smollm2_tokenizes_as_transformers_does() {
         ]
     );
     let conversation = [
-        Message::new("system", "Be brief."),
-        Message::new("user", "Hi"),
-        Message::new("assistant", "Hello!"),
+        Message::system("Be brief."),
+        Message::user("Hi"),
+        Message::assistant("Hello!"),
     ];
     assert_eq!(
-        tokenizer.chat(&conversation, false).unwrap(),
+        tokenizer.chat(&conversation, &options).unwrap(),
         [
             1, 9690, 198, 6077, 5453, 30, 2, 198, 1, 4093, 198, 26843, 2, 198, 1, 520, 9531, 198,
             19556, 17, 2, 198

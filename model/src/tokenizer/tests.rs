@@ -1,5 +1,5 @@
 use super::*;
-use crate::chat::Message;
+use crate::chat::{ChatOptions, Message};
 
 /// 256 byte symbols, then six merged tokens and one special token.
 fn vocabulary(pre_tokenizer: &str) -> GgufVocabulary {
@@ -86,7 +86,9 @@ fn byte_level_ids_are_the_bytes() {
 #[test]
 fn byte_level_speaks_chatml() {
     let tokenizer = Tokenizer::byte_level();
-    let ids = tokenizer.chat(&[Message::new("user", "hi")], true).unwrap();
+    let ids = tokenizer
+        .chat(&[Message::user("hi")], &ChatOptions::default())
+        .unwrap();
     let expected = [
         &[256][..],
         &tokenizer.encode("user\nhi"),
@@ -108,10 +110,11 @@ fn a_saved_tokenizer_is_read_back_the_same() {
         assert_eq!(again.encode(text), tokenizer.encode(text));
         assert_eq!(again.settings, tokenizer.settings);
         assert_eq!(again.vocab_size(), tokenizer.vocab_size());
-        let messages = [Message::new("user", "ab")];
+        let messages = [Message::user("ab")];
+        let options = ChatOptions::default();
         assert_eq!(
-            again.chat(&messages, true).unwrap(),
-            tokenizer.chat(&messages, true).unwrap()
+            again.chat(&messages, &options).unwrap(),
+            tokenizer.chat(&messages, &options).unwrap()
         );
     }
 }
@@ -156,6 +159,41 @@ fn truncation_and_padding_in_the_file_are_not_applied() {
     tokenizer.save(folder.path()).unwrap();
     let again = Tokenizer::from_folder(folder.path()).unwrap();
     assert_eq!(again.encode("xyz").len(), 3);
+}
+
+#[test]
+fn an_added_token_whose_id_would_change_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    build(vocabulary("smollm"))
+        .unwrap()
+        .save(folder.path())
+        .unwrap();
+    let path = folder.path().join("tokenizer.json");
+    let file = std::fs::read_to_string(&path).unwrap();
+    let mut file: serde_json::Value = serde_json::from_str(&file).unwrap();
+    let mut token = file["added_tokens"][0].clone();
+    (token["id"], token["content"]) = (270.into(), "<far>".into());
+    file["added_tokens"].as_array_mut().unwrap().push(token);
+    std::fs::write(&path, file.to_string()).unwrap();
+    let error = Tokenizer::from_folder(folder.path()).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .ends_with("'<far>' has id 270, but would get 264: added tokens must follow the vocabulary and each other without a gap"),
+        "{error}"
+    );
+}
+
+#[test]
+fn ids_without_a_token_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = r#"{"version": "1.0", "added_tokens": [],
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 4}, "merges": []}}"#;
+    std::fs::write(folder.path().join("tokenizer.json"), file).unwrap();
+    let tokenizer = Tokenizer::from_folder(folder.path()).unwrap();
+    assert_eq!(tokenizer.vocab_size(), 5);
+    assert_eq!(tokenizer.unused_ids(), [2, 3]);
+    assert!(Tokenizer::byte_level().unused_ids().is_empty());
 }
 
 #[test]

@@ -70,7 +70,7 @@ fn settings(sampling: SamplingConfig, max_batch_sequences: usize) -> GenerationS
         sampling,
         attention: Attention::Sparse,
         stop_tokens: STOP.to_vec(),
-        allowed_vocab: VOCAB - 2,
+        vocabulary: Vocabulary::all(VOCAB - 2),
         seed: 11,
         policy_version: 6,
         max_batch_sequences,

@@ -6,6 +6,16 @@ use model::logprobs::token_logprobs;
 use super::*;
 use crate::draws::uniform;
 
+/// With the ids below `num_ids`; [`Vocabulary`]'s own tests have others.
+fn sample_batch(
+    logits: &Tensor,
+    config: &SamplingConfig,
+    draws: &[f64],
+    num_ids: i64,
+) -> Vec<SampledToken> {
+    super::sample_batch(logits, config, draws, &Vocabulary::all(num_ids as usize))
+}
+
 fn config(temperature: f64, top_k: usize, top_p: f64, min_p: f64) -> SamplingConfig {
     SamplingConfig {
         temperature,

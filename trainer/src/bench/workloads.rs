@@ -7,7 +7,7 @@ use environments::{Family, Split, TaskKey};
 use kernels::tch::Tensor;
 use model::{Attention, ForwardOptions, KvCache, ModelConfig, Routing, Transformer};
 use rollout::sampler::sample_batch;
-use rollout::{GenerationSettings, Prompt, SamplingConfig, draws};
+use rollout::{GenerationSettings, Prompt, SamplingConfig, Vocabulary, draws};
 
 use super::ceilings::wait_for;
 use super::timing::{Timing, median_parts, secs};
@@ -91,7 +91,7 @@ impl Subject<'_> {
             cache.copy_slot(0, slot);
         }
         let sampling = SamplingConfig::default();
-        let vocab = self.config().vocab_size as i64;
+        let vocabulary = Vocabulary::all(self.config().vocab_size);
         let first = vec![i64::from(prompt[0]); batch];
         self.median(|| {
             cache.lengths.fill(DECODE_CONTEXT as i64);
@@ -103,7 +103,7 @@ impl Subject<'_> {
                 let draws: Vec<f64> = (0..batch as u64)
                     .map(|sample| draws::uniform(0, 0, sample, position))
                     .collect();
-                tokens = sample_batch(&logits, &sampling, &draws, vocab)
+                tokens = sample_batch(&logits, &sampling, &draws, &vocabulary)
                     .iter()
                     .map(|token| i64::from(token.id))
                     .collect();
@@ -162,7 +162,7 @@ impl Subject<'_> {
             },
             attention: self.attention,
             stop_tokens: Vec::new(),
-            allowed_vocab: self.config().vocab_size,
+            vocabulary: Vocabulary::all(self.config().vocab_size),
             seed: 0,
             policy_version: 0,
             max_batch_sequences: num_prompts * group_size,

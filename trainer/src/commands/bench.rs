@@ -84,7 +84,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 fn load(args: &Args) -> Result<LoadedModel, Failure> {
     let path = &args.model.model;
     let source = if path == Path::new(RANDOM_MODEL) && !path.exists() {
-        PolicySource::Random(bench::smollm2_135m())
+        PolicySource::Random(Box::new(bench::smollm2_135m()))
     } else if args.upcycle.is_none() && args.dsa.is_none() {
         return args.model.load();
     } else {

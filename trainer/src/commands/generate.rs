@@ -1,6 +1,6 @@
 //! `baleen generate`: continues a prompt with the engine that rollouts use.
 
-use model::chat::Message;
+use model::chat::{ChatOptions, Message, Thinking};
 use rollout::SamplingConfig;
 use rollout::engine::{Engine, Request};
 
@@ -18,6 +18,9 @@ pub struct Args {
     /// System message [default: the chat template's own]
     #[arg(long, conflicts_with = "raw")]
     system: Option<String>,
+    /// Let the model reason first, where its chat format has a mode for it
+    #[arg(long, conflicts_with = "raw")]
+    thinking: bool,
     /// Continue the text as it is, without the chat template
     #[arg(long)]
     raw: bool,
@@ -44,13 +47,18 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let tokens = if args.raw {
         model.tokenizer.encode(&args.prompt)
     } else {
-        let system = args
-            .system
-            .as_ref()
-            .map(|text| Message::new("system", text));
-        let user = Message::new("user", &args.prompt);
+        let system = args.system.as_ref().map(Message::system);
+        let user = Message::user(&args.prompt);
         let messages: Vec<Message> = system.into_iter().chain([user]).collect();
-        model.tokenizer.chat(&messages, true)?
+        let options = ChatOptions {
+            thinking: if args.thinking {
+                Thinking::On
+            } else {
+                Thinking::Off
+            },
+            ..ChatOptions::default()
+        };
+        model.tokenizer.chat(&messages, &options)?
     };
     let sampling = SamplingConfig {
         temperature: args.temperature,

@@ -5,6 +5,7 @@
 
 mod bench;
 mod broken_invariant;
+mod chat;
 mod eval;
 mod failure;
 mod generate;
@@ -39,6 +40,7 @@ Examples:
   baleen import model.gguf models/moe --upcycle experts=4,top_k=2 --dsa heads=4,dim=32,topk=16
   baleen generate models/moe --prompt 'What is 2 + 3?'
   baleen eval models/moe --family sums --level 2 --prompts 256
+  baleen chat encode conversation.json --model models/moe --thinking
   baleen bench smollm2-135m --dtype f32            how fast this machine is, against its limits
 
 Ctrl-C or SIGTERM ends a run after the current step, saved; a second one ends it at once.
@@ -62,6 +64,7 @@ enum Command {
     Generate(generate::Args),
     Score(score::Args),
     Eval(eval::Args),
+    Chat(chat::Args),
     Bench(bench::Args),
 }
 
@@ -79,6 +82,7 @@ impl Cli {
             Command::Generate(args) => generate::run(args),
             Command::Score(args) => score::run(args),
             Command::Eval(args) => eval::run(args),
+            Command::Chat(args) => chat::run(args),
             Command::Bench(args) => bench::run(args),
         })
         .inspect_err(logging::record_failure)
@@ -104,7 +108,7 @@ mod tests {
             .map(str::trim)
             .filter(|line| line.starts_with("baleen "))
             .collect();
-        assert_eq!(examples.len(), 9);
+        assert_eq!(examples.len(), 10);
         for example in examples {
             let without_comment = example.split("  ").next().expect("split gives one");
             // Enough shell for the examples: a quoted argument stays one.

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use kernels::tch::{Device, Kind};
 use model::{Attention, DsaConfig, ForwardOptions, Routing, Tokenizer, Transformer};
-use rollout::SamplingConfig;
 use rollout::engine::GenerationSettings;
+use rollout::{SamplingConfig, Vocabulary};
 
 use super::{Failure, logging};
 use crate::checkpoint::Checkpoints;
@@ -171,7 +171,7 @@ impl LoadedModel {
             sampling,
             attention: self.attention,
             stop_tokens: config.eos_token_ids.clone(),
-            allowed_vocab: self.tokenizer.vocab_size().min(config.vocab_size),
+            vocabulary: Vocabulary::of(&self.tokenizer, config.vocab_size),
             seed,
             policy_version: 0,
             max_batch_sequences,

@@ -48,8 +48,14 @@ pub(super) fn refuse(keys: &Keys, model_type: ModelType) -> Result<(), WeightErr
 /// Attention over a window, where it would hide a key from some query.
 fn refuse_windows(keys: &Keys, model_type: ModelType) -> Result<(), WeightError> {
     for kind in keys.texts("layer_types")?.unwrap_or_default() {
-        // Every layer of the families with an indexer is of the latter type.
-        if !["full_attention", "deepseek_sparse_attention"].contains(&kind) {
+        // Every layer of the families with an indexer is of one of the latter two types.
+        if ![
+            "full_attention",
+            "deepseek_sparse_attention",
+            "indexed_attention",
+        ]
+        .contains(&kind)
+        {
             let problem = format!("holds '{kind}'; only attention to all tokens is supported");
             return Err(keys.refused("layer_types", problem));
         }

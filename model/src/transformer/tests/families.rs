@@ -13,6 +13,8 @@ use crate::tokenizer::Tokenizer;
 
 /// Logits are of order 1 and rounded to six digits in the files.
 const TOLERANCE: f64 = 2e-5;
+/// Decoding sums in another order (latent attention in its absorbed form).
+const CACHED_TOLERANCE: f64 = 1e-4;
 const FAMILIES: [&str; 9] = [
     "llama",
     "qwen2",
@@ -28,7 +30,6 @@ const SPARSE: [&str; 3] = ["deepseek_v32", "glm_moe_dsa", "deepseek_v32_fp8"];
 
 /// A family's model folder and numbers.
 struct Family {
-    name: &'static str,
     folder: tempfile::TempDir,
     expected: serde_json::Value,
 }
@@ -39,7 +40,6 @@ impl Family {
         let folder = tempfile::tempdir().unwrap();
         formula_weights::write_model(name, folder.path());
         Family {
-            name,
             folder,
             expected: formula_weights::expected(name),
         }
@@ -105,7 +105,7 @@ fn prefill_and_decode_of_every_family_equal_the_whole_pass_of_transformers() {
                 }
                 model.logits(&Tensor::cat(&hidden, 0))
             });
-            assert_close(&found, &family.logits(), TOLERANCE, name);
+            assert_close(&found, &family.logits(), CACHED_TOLERANCE, name);
         }
     }
 }
@@ -114,7 +114,7 @@ fn prefill_and_decode_of_every_family_equal_the_whole_pass_of_transformers() {
 fn by_layer(ids: &Tensor) -> Vec<Vec<Vec<i64>>> {
     let (sorted, _) = ids.sort(-1, false);
     let layers = sorted.unbind(1);
-    let rows = layers.iter().map(|layer| Vec::<Vec<i64>>::try_from(layer));
+    let rows = layers.iter().map(Vec::<Vec<i64>>::try_from);
     rows.collect::<Result<_, _>>().unwrap()
 }
 
@@ -243,7 +243,13 @@ fn a_saved_model_of_every_family_has_the_same_logits_and_every_name_that_transfo
             .into_keys()
             .filter(|name| !name.ends_with("_scale_inv"))
             .collect();
+<<<<<<< HEAD
         source.check(&config).unwrap();
+=======
+        source
+            .check(&config)
+            .expect("no tensor too many or too few");
+>>>>>>> merge
         let mut saved: Vec<&String> = tensors.iter().map(|(name, _)| name).collect();
         saved.sort();
         assert_eq!(saved, names.iter().collect::<Vec<_>>(), "{name}");

@@ -188,7 +188,13 @@ fn hidden_states_and_index_scores_of_every_layer_equal_those_of_transformers() {
             .packed(&x, &pack, request(Attention::Sparse), None, None)
             .x;
         let last: Vec<f32> = read(&golden["hidden_last_token"][&name]);
-        assert_close(&x.get(11), &Tensor::from_slice(&last), TOLERANCE, &name);
+        // Hidden states reach 9 here; logits, after the final norm, don't.
+        assert_close(
+            &x.get(11),
+            &Tensor::from_slice(&last),
+            2.0 * TOLERANCE,
+            &name,
+        );
     }
 }
 
@@ -229,7 +235,8 @@ fn indexer_losses_of_every_layer_and_row_equal_the_golden_ones() {
                 let expected = sums(name, index)[len - 1];
                 let difference = (found - expected).abs();
                 assert!(
-                    difference < 1e-6,
+                    // Sums of up to 12 rows in f32.
+                    difference < 3e-6 * expected.max(1.0),
                     "{name} {index} {len}: {found} {expected}"
                 );
             }
@@ -270,7 +277,7 @@ fn selecting_more_keys_than_there_are_is_dense_attention() {
     };
     let expected: Vec<f32> = read(&golden()["last_logits_of_dense_limit"]);
     let expected = Tensor::from_slice(&expected);
-    let last = |logits: &Tensor| logits.get(11).narrow(0, 0, 8);
+    let last = |logits: &Tensor| logits.get(11);
     let dense = ForwardOptions {
         attention: Attention::Dense,
         ..ForwardOptions::inference()
