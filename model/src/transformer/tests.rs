@@ -124,15 +124,17 @@ fn variants_are_sound() {
     }
 }
 
-/// Every weight N(0, 0.2^2); norms N(1, 0.2^2).
+/// Every weight N(0, 0.2^2); norms N(1, 0.2^2); the gate's correction bias N(0, 0.04^2), so that every
+/// expert has tokens.
 struct LoudSource(u64);
 
 impl WeightSource for LoudSource {
     fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor, WeightError> {
         let noise = fresh_tensor(self.0, &format!("{name}.noise"), shape) * 10.0;
-        Ok(match name.ends_with("norm.weight") {
-            true => noise + 1.0,
-            false => noise,
+        Ok(match name {
+            _ if name.ends_with("norm.weight") => noise + 1.0,
+            _ if name.ends_with("e_score_correction_bias") => noise * 0.2,
+            _ => noise,
         })
     }
 }

@@ -28,7 +28,12 @@ fn bf16_logits_are_near_those_of_f32() {
         assert_eq!(narrow.kind(), Kind::Float, "logits come in f32");
         let difference = max_difference(&wide, &narrow);
         let spread = wide.std(false).double_value(&[]);
-        assert!(difference < 0.1 * spread, "{difference} of {spread}");
+        let rms = (&wide - &narrow).square().mean(Kind::Float).sqrt();
+        let rms = rms.double_value(&[]);
+        // Latents are rounded once more than heads: after their projection, norm and rotation.
+        let bound = if config.mla.is_some() { 0.15 } else { 0.1 };
+        assert!(difference < bound * spread, "{difference} of {spread}");
+        assert!(rms < 0.04 * spread, "{rms} of {spread}");
         assert!(difference > 0.0, "bf16 computed in f32");
     }
 }
