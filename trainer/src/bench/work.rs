@@ -214,7 +214,7 @@ fn token_cache_bytes(config: &ModelConfig, kind: Kind) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use model::{DsaConfig, ModelType, MoeConfig};
+    use model::{DsaConfig, MlaConfig, ModelType, MoeConfig};
 
     use super::*;
     use crate::bench::smollm2_135m;
@@ -288,6 +288,54 @@ mod tests {
             let weights = 30.0 * (fixed + 4.0 * ffn) + head;
             assert_eq!(many.bytes, 4.0 * (weights + batch as f64 * cache));
         }
+    }
+
+    /// A dense layer, then one with 8 experts, a shared one and latent attention in both.
+    #[test]
+    fn latents_shared_experts_and_dense_layers_count() {
+        let config = ModelConfig {
+            model_type: ModelType::DeepseekV32,
+            vocab_size: 10,
+            hidden_size: 16,
+            intermediate_size: 20,
+            num_hidden_layers: 2,
+            num_attention_heads: 2,
+            num_key_value_heads: 2,
+            head_dim: 2,
+            mla: Some(MlaConfig {
+                q_lora_rank: Some(6),
+                kv_lora_rank: 8,
+                qk_nope_head_dim: 4,
+                qk_rope_head_dim: 2,
+                v_head_dim: 3,
+                rope_interleave: true,
+            }),
+            moe: Some(MoeConfig {
+                moe_intermediate_size: Some(5),
+                first_k_dense_replace: 1,
+                n_shared_experts: 1,
+                ..MoeConfig::mixtral(8, 2)
+            }),
+            dsa: Some(DsaConfig::new(2, 4, 4)),
+            ..ModelConfig::sizeless_llama()
+        };
+        // Queries 6 x (16 + 1 + 12), latents 16 x 10 + 8 x (1 + 14), output 6 x 16; indexer 6 x 8 + 16 x 6.
+        let attention = 2.0 * (174.0 + 280.0 + 96.0 + 144.0);
+        // 3 x 16 x 20 dense; router 8 x 16 and 3 experts of 3 x 16 x 5.
+        let feed_forward = 960.0 + 128.0 + 3.0 * 240.0;
+        let one = decode(&config, Kind::Float, Attention::Sparse, 1, 9);
+        // A head and key: latent of 10 for the score, 8 for the value; 4 keys attended, 10 scored.
+        let keys = 2.0 * (2.0 * 2.0 * 18.0 * 4.0 + 2.0 * 8.0 * 10.0);
+        let products = 2.0 * (attention + feed_forward + 160.0);
+        assert_eq!(one.flops, products + keys);
+        // Read: 4 latents and 10 indexer keys a layer; written: one each.
+        let cache = 2.0 * (4.0 * 10.0 + 10.0 * 4.0 + 10.0 + 4.0);
+        assert_eq!(one.bytes, 4.0 * (attention + feed_forward + 160.0 + cache));
+        // Expanded heads: 6 for the score, 3 for the value; no indexer.
+        let whole = prefill(&config, Kind::Float, Attention::Dense, 3);
+        let layers = 3.0 * (attention - 288.0 + feed_forward);
+        let keys = 2.0 * (2.0 * 2.0 * 9.0 * 6.0);
+        assert_eq!(whole.flops, 2.0 * (layers + 160.0) + keys);
     }
 
     #[test]

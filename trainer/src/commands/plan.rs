@@ -116,6 +116,7 @@ fn attention_row(shape: &ModelConfig) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use model::MlaConfig;
 
     fn config() -> RunConfig {
         let text = r#"(
@@ -161,5 +162,39 @@ mod tests {
             config_file::parse(&text, "plan").expect("still RON"),
             config
         );
+    }
+
+    #[test]
+    fn activations_count_latents_and_dense_layers_beside_experts() {
+        let shape = ModelConfig {
+            vocab_size: 10,
+            hidden_size: 16,
+            intermediate_size: 20,
+            num_hidden_layers: 2,
+            num_attention_heads: 2,
+            mla: Some(MlaConfig {
+                q_lora_rank: Some(6),
+                kv_lora_rank: 8,
+                qk_nope_head_dim: 4,
+                qk_rope_head_dim: 2,
+                v_head_dim: 3,
+                rope_interleave: true,
+            }),
+            moe: Some(MoeConfig {
+                moe_intermediate_size: Some(5),
+                first_k_dense_replace: 1,
+                n_shared_experts: 1,
+                ..MoeConfig::mixtral(8, 2)
+            }),
+            ..ModelConfig::sizeless_llama()
+        };
+        let config = RunConfig {
+            activation_checkpointing: false,
+            ..config()
+        };
+        // A layer: 64 and latents 6 + 10, heads 2 x 2 x (6 + 3); three experts of 5, one dense of 20.
+        let numbers = 2 * (64 + 16 + 36) + 4 * 3 * 5 + 4 * 20;
+        let bytes = activation_bytes(&config, &shape, Kind::Float);
+        assert_eq!(bytes, 4 * numbers + 2 * 4 * 10);
     }
 }

@@ -30,7 +30,6 @@ fn bf16_logits_are_near_those_of_f32() {
         let spread = wide.std(false).double_value(&[]);
         let rms = (&wide - &narrow).square().mean(Kind::Float).sqrt();
         let rms = rms.double_value(&[]);
-        println!("{difference} {rms} of {spread}");
         // Latents are rounded once more than heads: after their projection, norm and rotation.
         let bound = if config.mla.is_some() { 0.15 } else { 0.1 };
         assert!(difference < bound * spread, "{difference} of {spread}");
