@@ -1,13 +1,15 @@
 //! Loading reads tensor by tensor: a process needs the model's memory and little more.
 //!
-//! A child loads a model of 200 MB and tells its peak (`VmHWM` of `/proc/self/status`). In the model,
-//! one matrix has half of all weights: who reads it a second time beside itself is found out.
+//! A child loads a model of 200 MB and tells its peak (`VmHWM` of `/proc/self/status`). In one model
+//! one matrix has half of all weights: who reads it a second time beside itself is found out. In the
+//! other, experts have nearly all: they are moved, one by one, to the tensor that holds them all.
 
 use std::path::{Path, PathBuf};
 
 use kernels::tch::{Device, Kind, Tensor};
 use model::checkpoint::{HfFolder, expected_tensors, read_config, save};
-use model::{ModelConfig, Tokenizer, Transformer};
+use model::config::{MlaConfig, ScoringFunc};
+use model::{DsaConfig, ModelConfig, ModelType, MoeConfig, Tokenizer, Transformer};
 
 use crate::program;
 
@@ -30,6 +32,34 @@ fn llama() -> ModelConfig {
         tie_word_embeddings: true,
         eos_token_ids: vec![257],
         ..ModelConfig::sizeless_llama()
+    }
+}
+
+fn deepseek_v32() -> ModelConfig {
+    ModelConfig {
+        model_type: ModelType::DeepseekV32,
+        vocab_size: 259,
+        intermediate_size: 512,
+        num_hidden_layers: 4,
+        tie_word_embeddings: false,
+        mla: Some(MlaConfig {
+            q_lora_rank: Some(64),
+            kv_lora_rank: 64,
+            qk_nope_head_dim: 32,
+            qk_rope_head_dim: 64,
+            v_head_dim: 32,
+            rope_interleave: true,
+        }),
+        moe: Some(MoeConfig {
+            scoring_func: ScoringFunc::Sigmoid,
+            moe_intermediate_size: Some(256),
+            first_k_dense_replace: 1,
+            n_shared_experts: 1,
+            correction_bias: true,
+            ..MoeConfig::mixtral(80, 4)
+        }),
+        dsa: Some(DsaConfig::new(4, 64, 16)),
+        ..llama()
     }
 }
 
@@ -77,10 +107,15 @@ fn load_and_tell_the_peak() {
 
 #[test]
 fn loading_needs_the_memory_of_the_model_and_little_more() {
-    for kind in [Kind::Float, Kind::BFloat16] {
+    let models = [
+        (llama(), Kind::Float),
+        (llama(), Kind::BFloat16),
+        (deepseek_v32(), Kind::Float),
+    ];
+    for (config, kind) in models {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model");
-        let model_bytes = 4 * write_model(&path, &llama(), kind);
+        let model_bytes = 4 * write_model(&path, &config, kind);
         assert!(model_bytes > 180_000_000, "{model_bytes}");
         let mut child = program::quiet(std::env::current_exe().unwrap());
         child.args(["--exact", "loading::load_and_tell_the_peak"]);
@@ -100,7 +135,8 @@ fn loading_needs_the_memory_of_the_model_and_little_more() {
         let extra = grown.saturating_sub(model_bytes);
         assert!(
             extra < MAX_EXTRA_BYTES,
-            "{kind:?}: {extra} bytes beside {model_bytes}"
+            "{:?} {kind:?}: {extra} bytes beside {model_bytes}",
+            config.model_type
         );
     }
 }

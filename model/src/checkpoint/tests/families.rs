@@ -1,7 +1,11 @@
 //! Every family: what is saved is what is loaded, in f32 and bf16, in shards.
 
+use kernels::tch::{no_grad, set_num_threads};
+
 use super::*;
 use crate::config::{DsaConfig, MlaConfig, ModelType, MoeConfig, ScoringFunc, YarnConfig};
+use crate::input::PackedInput;
+use crate::transformer::{ForwardOptions, Transformer};
 
 /// A small model of each family, with the parts that the family leaves open switched on.
 pub(super) fn small_configs() -> Vec<ModelConfig> {
@@ -164,4 +168,69 @@ fn experts_lie_one_by_one_under_the_names_of_their_family() {
         ModelType::GlmMoeDsa,
         "model.layers.0.self_attn.indexer.wq_b.weight",
     );
+}
+
+/// Notes what it is asked for.
+#[derive(Default)]
+struct Asked(Vec<(String, Vec<i64>)>);
+
+impl WeightSource for Asked {
+    fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor, WeightError> {
+        self.0.push((name.to_string(), shape.to_vec()));
+        Ok(Tensor::zeros(shape, (Kind::Float, Device::Cpu)))
+    }
+}
+
+#[test]
+fn the_network_asks_for_every_expected_tensor_once_and_for_no_other() {
+    let sorted = |mut tensors: Vec<(String, Vec<i64>)>| {
+        tensors.sort();
+        tensors
+    };
+    for config in small_configs() {
+        let mut asked = Asked::default();
+        let model = Transformer::load(&config, &mut asked, Kind::Float, Device::Cpu).unwrap();
+        let expected = sorted(expected_tensors(&config));
+        assert_eq!(sorted(asked.0), expected, "{:?}", config.model_type);
+        let parameters = model.parameters().into_iter();
+        let parameters = parameters.map(|p| (p.name.clone(), p.master.size()));
+        assert_eq!(
+            sorted(parameters.collect()),
+            expected,
+            "{:?}",
+            config.model_type
+        );
+    }
+}
+
+/// Logits of 40 tokens, more than any indexer here selects.
+fn logits(model: &Transformer) -> Tensor {
+    let tokens: Vec<u32> = (0..40).map(|i| i * i * 7 % 259).collect();
+    let input = PackedInput::from_sequences(&[&tokens], Device::Cpu);
+    no_grad(|| {
+        let output = model.forward_packed(&input, &ForwardOptions::inference());
+        model.logits(&output.hidden)
+    })
+}
+
+#[test]
+fn a_network_of_every_family_computes_the_same_after_saving_and_loading() {
+    set_num_threads(1);
+    let dir = TempDir::new().unwrap();
+    for config in small_configs() {
+        let load = |folder: &Path| {
+            let (config, mut source, _) = open(folder).unwrap();
+            Transformer::load(&config, source.as_mut(), Kind::Float, Device::Cpu).unwrap()
+        };
+        let (first, second) = (dir.path().join("first"), dir.path().join("second"));
+        save_small(&first, &config, &random_tensors(&config));
+        let model = load(&first);
+        let parameters = model.parameters().into_iter();
+        let tensors = parameters.map(|p| (p.name.clone(), p.master.detach()));
+        save_small(&second, &config, &tensors.collect::<Vec<_>>());
+        let (found, expected) = (logits(&load(&second)), logits(&model));
+        assert_eq!(found, expected, "{:?}", config.model_type);
+        let spread = expected.std(false).double_value(&[]);
+        assert!(spread > 1e-3 && spread.is_finite(), "{spread}");
+    }
 }
