@@ -319,8 +319,6 @@ fn a_dense_policy_becomes_sparse_by_import_without_changing_what_it_says() {
         "--set",
         "threads=1",
         "--set",
-        "model.source.Random.model_type=llama",
-        "--set",
         "model.source.Random.moe=None",
         "--set",
         "model.source.Random.dsa=None",

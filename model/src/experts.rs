@@ -12,7 +12,7 @@ use kernels::autograd;
 use kernels::tch::{Device, Kind, Tensor};
 
 use crate::mlp::Mlp;
-use crate::parameter::{Parameter, ParameterLoader};
+use crate::parameter::{Parameter, ParameterLoader, Place};
 use crate::weights::WeightError;
 
 /// Bytes that rows of a grouped product are made of.
@@ -66,11 +66,10 @@ impl Experts {
         let mut experts = Vec::with_capacity(num_experts);
         for e in 0..num_experts {
             let prefix = format!("{prefix}.experts.{e}");
-            let mut expert = Mlp::load(loader, &prefix, names, sizes[0], sizes[1])?;
-            if let Some(stacked) = &stacked {
-                stacked.take(e as i64, &mut expert);
-            }
-            experts.push(expert);
+            experts.push(match &stacked {
+                Some(stacked) => Mlp::load_at(loader, &prefix, names, stacked.places(e as i64))?,
+                None => Mlp::load(loader, &prefix, names, sizes[0], sizes[1])?,
+            });
         }
         Ok(Experts { experts, stacked })
     }
@@ -102,7 +101,7 @@ impl Experts {
             vec![&gate.master, &up.master]
         });
         let down = masters(|expert| vec![&expert.parameters()[2].master]);
-        let width = stacked.master.down.size()[2];
+        let width = stacked.master.width();
         // As with other parameters, recorded passes see the masters, others the published copy.
         let weights = match autograd::is_enabled() {
             true => &stacked.master,
@@ -153,25 +152,24 @@ impl Stacked {
         Stacked { master, compute }
     }
 
-    /// Moves the parameters of expert `e` here.
-    fn take(&self, e: i64, expert: &mut Mlp) {
-        let places = [&self.master, &self.compute].map(|stack| {
-            let (gate_up, width) = (stack.gate_up.get(e), stack.down.size()[2]);
-            [
-                gate_up.narrow(0, 0, width),
-                gate_up.narrow(0, width, width),
-                stack.down.get(e),
-            ]
-        });
-        let [masters, computes] = places;
-        for ((parameter, master), compute) in expert
-            .parameters_mut()
-            .into_iter()
-            .zip(masters)
-            .zip(computes)
-        {
-            parameter.move_to(master, compute);
-        }
+    /// Where gate, up and down projection of expert `e` lie.
+    fn places(&self, e: i64) -> [Place; 3] {
+        let part = |of: fn(&Stack, i64) -> Tensor| Place {
+            master: of(&self.master, e),
+            compute: of(&self.compute, e),
+        };
+        [
+            part(|stack, e| stack.gate_up.get(e).narrow(0, 0, stack.width())),
+            part(|stack, e| stack.gate_up.get(e).narrow(0, stack.width(), stack.width())),
+            part(|stack, e| stack.down.get(e)),
+        ]
+    }
+}
+
+impl Stack {
+    /// Width of an expert.
+    fn width(&self) -> i64 {
+        self.down.size()[2]
     }
 }
 

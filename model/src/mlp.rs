@@ -2,7 +2,7 @@
 
 use kernels::tch::Tensor;
 
-use crate::parameter::{Parameter, ParameterGroup, ParameterLoader};
+use crate::parameter::{Parameter, ParameterGroup, ParameterLoader, Place};
 use crate::weights::WeightError;
 
 /// One dense feed-forward, or one expert.
@@ -36,6 +36,22 @@ impl Mlp {
         })
     }
 
+    /// Loads `{prefix}.{names}.weight` to `places`.
+    pub(crate) fn load_at(
+        loader: &mut ParameterLoader,
+        prefix: &str,
+        names: [&str; 3],
+        places: [Place; 3],
+    ) -> Result<Mlp, WeightError> {
+        let mut load = |name, place| loader.load_at(&format!("{prefix}.{name}.weight"), place);
+        let [gate, up, down] = places;
+        Ok(Mlp {
+            gate: load(names[0], gate)?,
+            up: load(names[1], up)?,
+            down: load(names[2], down)?,
+        })
+    }
+
     /// `[T, hidden_size]` to `[T, hidden_size]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         self.down
@@ -44,10 +60,5 @@ impl Mlp {
 
     pub(crate) fn parameters(&self) -> [&Parameter; 3] {
         [&self.gate, &self.up, &self.down]
-    }
-
-    /// Gate, up and down projection, to be moved.
-    pub(crate) fn parameters_mut(&mut self) -> [&mut Parameter; 3] {
-        [&mut self.gate, &mut self.up, &mut self.down]
     }
 }

@@ -66,18 +66,6 @@ impl Parameter {
         x.linear(&self.weight(), None::<&Tensor>)
     }
 
-    /// Moves master and compute copy into `master` and `compute`, parts of larger tensors of their
-    /// types; in f32 both are one place.
-    pub(crate) fn move_to(&mut self, master: Tensor, compute: Tensor) {
-        let is_trained = self.master.requires_grad();
-        tch::no_grad(|| {
-            master.shallow_clone().copy_(&self.master);
-            compute.shallow_clone().copy_(&self.compute);
-        });
-        self.master = master.detach().set_requires_grad(is_trained);
-        self.compute = compute;
-    }
-
     /// Drops the gradient.
     pub fn clear_grad(&self) {
         kernels::autograd::clear_grad(&self.master);
@@ -130,6 +118,14 @@ impl Projection {
     }
 }
 
+/// Where a parameter lies that is part of a larger tensor.
+pub(crate) struct Place {
+    /// f32.
+    pub(crate) master: Tensor,
+    /// In the compute type; in f32 the same storage as `master`.
+    pub(crate) compute: Tensor,
+}
+
 /// Reads parameters from a source, one name after the other.
 pub(crate) struct ParameterLoader<'a> {
     source: &'a mut dyn WeightSource,
@@ -166,5 +162,18 @@ impl<'a> ParameterLoader<'a> {
         let shape: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
         let master = self.source.tensor(name, &shape)?.to_device(self.device);
         Ok(Parameter::new(name, group, master, self.kind))
+    }
+
+    /// The parameter `name` of the main group, read to `place`.
+    pub(crate) fn load_at(&mut self, name: &str, place: Place) -> Result<Parameter, WeightError> {
+        self.source.read_into(name, &place.master)?;
+        let parameter = Parameter {
+            name: name.to_string(),
+            group: ParameterGroup::Main,
+            master: place.master.detach().set_requires_grad(true),
+            compute: place.compute,
+        };
+        parameter.publish();
+        Ok(parameter)
     }
 }

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use kernels::tch::Tensor;
+use kernels::tch::{self, Tensor};
 
 /// A tensor could not be provided.
 #[derive(Debug, thiserror::Error)]
@@ -53,4 +53,15 @@ pub trait WeightSource {
     /// # Errors
     /// Missing tensor, another shape than `shape`, or a file that can't be read.
     fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor, WeightError>;
+
+    /// Writes the tensor `name` to `place`, contiguous f32 of its shape on any device. A source that can
+    /// do so without a copy beside it should: thousands of experts' copies leave holes in the heap.
+    ///
+    /// # Errors
+    /// As [`WeightSource::tensor`].
+    fn read_into(&mut self, name: &str, place: &Tensor) -> Result<(), WeightError> {
+        let tensor = self.tensor(name, &place.size())?;
+        tch::no_grad(|| place.shallow_clone().copy_(&tensor));
+        Ok(())
+    }
 }

@@ -227,6 +227,18 @@ impl HfFolder {
         self.places.get(name).map(|&file| &self.files[file])
     }
 
+    fn check_shape(&self, name: &str, expected: &[i64]) -> Result<(), WeightError> {
+        match self.file(name) {
+            Some(file) if file.shape(name) != expected => Err(WeightError::Shape {
+                path: file.path().to_path_buf(),
+                name: name.to_string(),
+                found: file.shape(name),
+                expected: expected.to_vec(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// The tensor `name` in its own shape.
     fn read(&self, name: &str) -> Result<Tensor, WeightError> {
         let Some(file) = self.file(name) else {
@@ -262,19 +274,20 @@ impl HfFolder {
 
 impl WeightSource for HfFolder {
     fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor, WeightError> {
-        if let Some(file) = self.file(name) {
-            let found = file.shape(name);
-            if found != shape {
-                return Err(WeightError::Shape {
-                    path: file.path().to_path_buf(),
-                    name: name.to_string(),
-                    found,
-                    expected: shape.to_vec(),
-                });
-            }
-        }
+        self.check_shape(name, shape)?;
         let tensor = self.read(name)?;
         debug_assert_eq!(tensor.kind(), Kind::Float);
         Ok(tensor)
+    }
+
+    fn read_into(&mut self, name: &str, place: &Tensor) -> Result<(), WeightError> {
+        self.check_shape(name, &place.size())?;
+        match self.file(name) {
+            Some(file) if !file.is_fp8(name) => file.read_into(name, place),
+            _ => {
+                place.shallow_clone().copy_(&self.read(name)?);
+                Ok(())
+            }
+        }
     }
 }

@@ -117,14 +117,25 @@ impl SafetensorsFile {
     /// # Panics
     /// No tensor of that name.
     pub(super) fn read(&self, name: &str) -> Result<Tensor, WeightError> {
-        let count = self.info(name).shape.iter().product::<usize>();
-        let mut values = Tensor::empty([count as i64], (Kind::Float, Device::Cpu));
+        let values = Tensor::empty(self.shape(name), (Kind::Float, Device::Cpu));
+        self.read_into(name, &values)?;
+        Ok(values)
+    }
+
+    /// Writes the tensor `name`, of a type that [`SafetensorsFile::read`] takes, to `place`: contiguous
+    /// f32 of as many values.
+    ///
+    /// # Errors
+    /// Another type, or a file that can't be read.
+    ///
+    /// # Panics
+    /// No tensor of that name.
+    pub(super) fn read_into(&self, name: &str, place: &Tensor) -> Result<(), WeightError> {
+        let values = place.view([-1]);
         let size = self.kind(name)?.elt_size_in_bytes();
         self.read_pieces(name, PIECE_BYTES / size, |first, piece| {
             values.narrow(0, first, piece.numel() as i64).copy_(&piece);
-        })?;
-        values = values.reshape(self.shape(name));
-        Ok(values)
+        })
     }
 
     /// Hands out the values of `name` in order, flat, `piece_len` at a time (the last may be

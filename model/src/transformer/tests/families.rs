@@ -243,13 +243,9 @@ fn a_saved_model_of_every_family_has_the_same_logits_and_every_name_that_transfo
             .into_keys()
             .filter(|name| !name.ends_with("_scale_inv"))
             .collect();
-<<<<<<< HEAD
-        source.check(&config).unwrap();
-=======
         source
             .check(&config)
             .expect("no tensor too many or too few");
->>>>>>> merge
         let mut saved: Vec<&String> = tensors.iter().map(|(name, _)| name).collect();
         saved.sort();
         assert_eq!(saved, names.iter().collect::<Vec<_>>(), "{name}");
