@@ -42,7 +42,6 @@ MLA = dict(
     routed_scaling_factor=2.5, scoring_func="sigmoid", topk_method="noaux_tc", first_k_dense_replace=1, moe_layer_freq=1,
     ep_size=1, max_position_embeddings=128, rms_norm_eps=1e-6, rope_theta=100, rope_scaling=YARN, attention_bias=False,
     tie_word_embeddings=False, num_nextn_predict_layers=1, bos_token_id=0, eos_token_id=1)
-# Sequences have 40 tokens. With 8 keys each the others are masked, with 4 the selected ones are gathered.
 INDEXER = dict(index_n_heads=32, index_head_dim=16, index_topk=8)
 
 # mscale and mscale_all_dim differ: a factor on cos and sin. Two shared experts.
@@ -54,13 +53,12 @@ DEEPSEEK_V32 = {**MLA, **INDEXER, "architectures": ["DeepseekV32ForCausalLM"], "
 GLM_MOE_DSA = {
     **{key: value for key, value in MLA.items() if key not in ("rope_theta", "rope_scaling", "torch_dtype")}, **INDEXER,
     "architectures": ["GlmMoeDsaForCausalLM"], "model_type": "glm_moe_dsa", "dtype": "bfloat16", "n_group": 1,
-    "topk_group": 1, "index_topk": 4, "v_head_dim": 24, "rms_norm_eps": 0.01,
-    "rope_parameters": {"rope_theta": 100, "rope_type": "default"},
+    "topk_group": 1, "v_head_dim": 24, "rms_norm_eps": 0.01, "rope_parameters": {"rope_theta": 100, "rope_type": "default"},
     "rope_interleave": True, "indexer_rope_interleave": True, "eos_token_id": [1, 2]}
 # Matrices of several blocks of 128 x 128 whose last blocks are partial.
 DEEPSEEK_V32_FP8 = {
     **DEEPSEEK_V32, "hidden_size": 160, "intermediate_size": 200, "moe_intermediate_size": 136, "num_hidden_layers": 2,
-    "q_lora_rank": 40, "kv_lora_rank": 136, "num_experts_per_tok": 2, "index_topk": 4,
+    "q_lora_rank": 40, "kv_lora_rank": 136, "num_experts_per_tok": 2,
     "quantization_config": {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
                             "weight_block_size": [128, 128]}}
 

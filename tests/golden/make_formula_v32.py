@@ -71,7 +71,7 @@ def main():
         "experts": {f"layer{layer + 1}": rows for layer, rows in enumerate(seen.experts)},
         "hidden_last_token": {f"layer{layer}": rounded(seen.hidden[layer][-1]) for layer in layers},
         "dsa_losses": losses,
-        "last_logits_of_dense_limit": rounded(dense.logits[-1])[:8],
+        "last_logits_of_dense_limit": rounded(dense.logits[-1]),
     }
     path = pathlib.Path(__file__).parent / "formula_v32.json"
     path.write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in values.items()) + "\n}\n")
