@@ -21,6 +21,7 @@ pub mod foreach;
 mod gpu_tests;
 pub mod mapped_file;
 pub mod runtime;
+pub mod tensor_bytes;
 
 pub use error::KernelError;
 pub use tch;

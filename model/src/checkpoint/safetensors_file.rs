@@ -5,11 +5,13 @@
 //! needs no second copy of a tensor. FP8 tensors are read with their block scales, see
 //! [`super::block_fp8`].
 
+use std::cell::Cell;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use kernels::tch::{Device, Kind, Tensor};
+use kernels::tensor_bytes::write_bytes;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
@@ -21,6 +23,12 @@ const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// Bytes of a tensor in memory at once besides the tensor that they become.
 const PIECE_BYTES: usize = 4 << 20;
+
+thread_local! {
+    /// What the last piece was read to. A new one for each of thousands of tensors would leave as many
+    /// holes in the heap, since what a tensor leaves behind is allocated there.
+    static SCRATCH: Cell<Option<Tensor>> = const { Cell::new(None) };
+}
 
 /// An open file.
 #[derive(Debug)]
@@ -139,7 +147,8 @@ impl SafetensorsFile {
     }
 
     /// Hands out the values of `name` in order, flat, `piece_len` at a time (the last may be
-    /// shorter), in the type of the file: `use_piece(index of the first value, values)`.
+    /// shorter), in the type of the file: `use_piece(index of the first value, values)`. The next piece
+    /// overwrites the values: what is kept must be a copy.
     pub(super) fn read_pieces(
         &self,
         name: &str,
@@ -149,22 +158,24 @@ impl SafetensorsFile {
         let kind = self.kind(name)?;
         let size = kind.elt_size_in_bytes();
         let (start, end) = self.info(name).data_offsets;
-        let mut bytes = vec![0; (piece_len * size).min(end - start)];
+        let room = (piece_len * size).min(end - start) as i64;
+        let kept = SCRATCH.take().filter(|kept| kept.numel() as i64 >= room);
+        let scratch = kept.unwrap_or_else(|| Tensor::empty([room], (Kind::Uint8, Device::Cpu)));
         let mut at = start;
         while at < end {
-            let bytes = &mut bytes[..(piece_len * size).min(end - at)];
-            self.file
-                .read_exact_at(bytes, self.data_start + at as u64)
-                .map_err(io(&self.path))?;
-            let count = (bytes.len() / size) as i64;
-            // The bytes of a float type that libtorch can't fill with zeros enter as bytes.
-            let piece = Tensor::from_data_size(bytes, &[bytes.len() as i64], Kind::Uint8);
+            let len = (piece_len * size).min(end - at);
+            let mut piece = scratch.narrow(0, 0, len as i64);
+            write_bytes(&mut piece, |bytes| {
+                self.file.read_exact_at(bytes, self.data_start + at as u64)
+            })
+            .map_err(io(&self.path))?;
             use_piece(
                 ((at - start) / size) as i64,
-                piece.view_dtype(kind).view([count]),
+                piece.view_dtype(kind).view([(len / size) as i64]),
             );
-            at += bytes.len();
+            at += len;
         }
+        SCRATCH.set(Some(scratch));
         Ok(())
     }
 
