@@ -270,6 +270,9 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// RMSNorm epsilon.
     pub rms_norm_eps: f64,
+    /// Standard deviation of weights drawn at random; a trained model's are not.
+    #[serde(default = "initializer_range")]
+    pub initializer_range: f64,
     /// RoPE base.
     pub rope_theta: f64,
     /// RoPE stretched by YaRN, or plain.
@@ -330,6 +333,7 @@ impl ModelConfig {
             num_key_value_heads: 0,
             head_dim: 0,
             rms_norm_eps: 1e-5,
+            initializer_range: initializer_range(),
             rope_theta: 1e4,
             yarn: None,
             max_position_embeddings: 0,
@@ -383,6 +387,12 @@ impl ModelConfig {
         let mla = self.mla.as_ref();
         mla.map_or(dsa.index_head_dim, |mla| mla.qk_rope_head_dim)
     }
+}
+
+/// The usual one, of models some thousand wide; a small model learns faster from about
+/// `hidden_size^-0.5`.
+pub(crate) fn initializer_range() -> f64 {
+    0.02
 }
 
 fn one() -> usize {

@@ -1,7 +1,7 @@
 //! Random weights: for tests, for timing, and for whatever a pretrained model doesn't have.
 //!
 //! Every tensor depends on (seed, name) alone, so the order of loading doesn't matter:
-//! norm weights are 1, biases 0, all else is N(0, 0.02^2). Projections that write to the residual
+//! norm weights are 1, biases 0, all else is N(0, initializer_range^2). Projections that write to the residual
 //! stream (o_proj, down_proj, w2) are divided by sqrt(2 num_hidden_layers), so that the stream's
 //! variance does not grow with depth (GPT-2). The numbers come from splitmix64 through Box-Muller.
 
@@ -10,13 +10,11 @@ use kernels::tch::{Kind, Tensor};
 use crate::config::ModelConfig;
 use crate::weights::{WeightError, WeightSource};
 
-/// Standard deviation of fresh weights.
-const INIT_STD: f64 = 0.02;
-
 /// A model of random weights.
 #[derive(Debug)]
 pub struct RandomSource {
     seed: u64,
+    std: f64,
     residual_scale: f64,
 }
 
@@ -25,6 +23,7 @@ impl RandomSource {
     pub fn new(config: &ModelConfig, seed: u64) -> RandomSource {
         RandomSource {
             seed,
+            std: config.initializer_range,
             residual_scale: (2.0 * config.num_hidden_layers as f64).powf(-0.5),
         }
     }
@@ -32,7 +31,7 @@ impl RandomSource {
 
 impl WeightSource for RandomSource {
     fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor, WeightError> {
-        let tensor = fresh_tensor(self.seed, name, shape);
+        let tensor = fresh_tensor(self.seed, name, shape, self.std);
         let writes_to_residual = ["o_proj.weight", "down_proj.weight", "w2.weight"]
             .iter()
             .any(|end| name.ends_with(end));
@@ -44,8 +43,8 @@ impl WeightSource for RandomSource {
     }
 }
 
-/// The initial value of an untrained tensor: ones for norms, zeros for biases, else N(0, 0.02^2).
-pub(crate) fn fresh_tensor(seed: u64, name: &str, shape: &[i64]) -> Tensor {
+/// The initial value of an untrained tensor: ones for norms, zeros for biases, else N(0, std^2).
+pub(crate) fn fresh_tensor(seed: u64, name: &str, shape: &[i64], std: f64) -> Tensor {
     let on_cpu = (Kind::Float, kernels::tch::Device::Cpu);
     if name.ends_with("norm.weight") {
         Tensor::ones(shape, on_cpu)
@@ -55,7 +54,7 @@ pub(crate) fn fresh_tensor(seed: u64, name: &str, shape: &[i64]) -> Tensor {
         let count = shape.iter().product::<i64>() as usize;
         let values: Vec<f32> = Normal::new(seed, name)
             .take(count)
-            .map(|z| (INIT_STD * z) as f32)
+            .map(|z| (std * z) as f32)
             .collect();
         Tensor::from_slice(&values).reshape(shape)
     }
@@ -174,6 +173,12 @@ mod tests {
         let std = |v: &[f32]| (v.iter().map(|x| x * x).sum::<f32>() / v.len() as f32).sqrt();
         let gate = values(1, "model.layers.0.mlp.gate_proj.weight", &[100, 100]);
         assert!((std(&gate) - 0.02).abs() < 0.0008);
+        let wide = ModelConfig {
+            initializer_range: 0.08,
+            ..config(8)
+        };
+        let wide = RandomSource::new(&wide, 1).tensor("lm_head.weight", &[100, 100]);
+        assert!((wide.unwrap().std(false).double_value(&[]) - 0.08).abs() < 0.0032);
         // 8 layers: 0.02 / sqrt(16) = 0.005.
         for name in [
             "self_attn.o_proj",

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use kernels::tch::Tensor;
 
-use crate::config::{DsaConfig, ModelConfig, ModelType, MoeConfig};
+use crate::config::{DsaConfig, ModelConfig, ModelType, MoeConfig, initializer_range};
 use crate::random_model::fresh_tensor;
 use crate::weights::{WeightError, WeightSource};
 
@@ -102,7 +102,7 @@ impl UpcycledSource {
 impl WeightSource for UpcycledSource {
     fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor, WeightError> {
         if name.ends_with(".block_sparse_moe.gate.weight") {
-            return Ok(fresh_tensor(self.seed, name, shape));
+            return Ok(fresh_tensor(self.seed, name, shape, initializer_range()));
         }
         let Some(dense) = dense_name(name) else {
             return self.inner.tensor(name, shape);
@@ -148,7 +148,7 @@ impl IndexerSource {
 impl WeightSource for IndexerSource {
     fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor, WeightError> {
         if name.contains(".self_attn.indexer.") {
-            Ok(fresh_tensor(self.seed, name, shape))
+            Ok(fresh_tensor(self.seed, name, shape, initializer_range()))
         } else {
             self.inner.tensor(name, shape)
         }

@@ -18,7 +18,9 @@ use std::path::Path;
 use self::keys::Keys;
 pub(super) use self::weight_format::{WeightFormat, read_weight_format};
 pub(super) use self::write::{config_json, generation_config_json};
-use crate::config::{DsaConfig, IndexerQuantization, MlaConfig, ModelConfig, ModelType};
+use crate::config::{
+    DsaConfig, IndexerQuantization, MlaConfig, ModelConfig, ModelType, initializer_range,
+};
 use crate::weights::WeightError;
 
 /// Every family there is.
@@ -74,6 +76,9 @@ pub fn read_config(dir: &Path) -> Result<ModelConfig, WeightError> {
             (None, None) => hidden_size.checked_div(num_attention_heads).unwrap_or(0),
         },
         rms_norm_eps: keys.number("rms_norm_eps")?,
+        initializer_range: keys
+            .optional_number("initializer_range")?
+            .unwrap_or_else(initializer_range),
         rope_theta: rope.theta,
         yarn: rope.yarn,
         max_position_embeddings: keys.size("max_position_embeddings")?,

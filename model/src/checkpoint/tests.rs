@@ -73,7 +73,7 @@ fn save_tiny(dir: &Path, kind: Kind, max_shard_bytes: usize) -> Result<(), Check
 /// All tensors that a `config` implies, N(0, 0.2^2); nothing is 0 or 1.
 fn random_tensors(config: &ModelConfig) -> Vec<(String, Tensor)> {
     let noise = |name: String, shape: Vec<i64>| {
-        let noise = fresh_tensor(1, &format!("{name}.noise"), &shape) * 10.0;
+        let noise = fresh_tensor(1, &format!("{name}.noise"), &shape, 0.2);
         (name, noise)
     };
     let expected = expected_tensors(config).into_iter();

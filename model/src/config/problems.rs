@@ -43,6 +43,10 @@ impl ModelConfig {
         found.check(self.head_dim.is_multiple_of(2), || {
             format!("head_dim ({}) is odd; RoPE rotates pairs", self.head_dim)
         });
+        let std = self.initializer_range;
+        found.check(std.is_finite() && std >= 0.0, || {
+            format!("initializer_range ({std}) must be a number, 0 or more")
+        });
         self.check_family(&mut found);
         if let Some(yarn) = &self.yarn {
             check_yarn(yarn, self.rope_theta, &mut found);

@@ -31,7 +31,7 @@ struct Loud;
 
 impl WeightSource for Loud {
     fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor, WeightError> {
-        Ok(fresh_tensor(1, &format!("{name}.noise"), shape) * 20.0)
+        Ok(fresh_tensor(1, &format!("{name}.noise"), shape, 0.4))
     }
 }
 
@@ -44,7 +44,7 @@ fn layer(config: &ModelConfig) -> MultiHeadLatentAttention {
 }
 
 fn hidden() -> Tensor {
-    fresh_tensor(2, "hidden", &[LEN, 16]) * 50.0
+    fresh_tensor(2, "hidden", &[LEN, 16], 1.0)
 }
 
 fn pack(config: &ModelConfig) -> PackContext {

@@ -131,7 +131,7 @@ struct LoudSource(u64);
 
 impl WeightSource for LoudSource {
     fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor, WeightError> {
-        let noise = fresh_tensor(self.0, &format!("{name}.noise"), shape) * 10.0;
+        let noise = fresh_tensor(self.0, &format!("{name}.noise"), shape, 0.2);
         Ok(match name {
             _ if name.ends_with("norm.weight") => noise + 1.0,
             _ if name.ends_with("e_score_correction_bias") => noise * 0.2,

@@ -57,6 +57,7 @@ fn configs_written_by_transformers_are_read() {
         num_key_value_heads: 2,
         head_dim: 8,
         rms_norm_eps: 1e-5,
+        initializer_range: 0.2,
         rope_theta: 500.0,
         max_position_embeddings: 256,
         bos_token_id: Some(1),
@@ -87,6 +88,7 @@ fn the_config_of_deepseek_v32_is_read() {
         num_key_value_heads: 128,
         head_dim: 64,
         rms_norm_eps: 1e-6,
+        initializer_range: 0.02,
         rope_theta: 1e4,
         yarn: Some(YarnConfig {
             factor: 40.0,

@@ -35,6 +35,7 @@ pub(crate) fn config_json(config: &ModelConfig, dtype: &str) -> Value {
     }
     add("hidden_act", json!("silu"));
     add("rms_norm_eps", json!(config.rms_norm_eps));
+    add("initializer_range", json!(config.initializer_range));
     add(
         "max_position_embeddings",
         json!(config.max_position_embeddings),
