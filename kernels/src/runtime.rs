@@ -123,18 +123,32 @@ fn has_cpu_flag(cpuinfo: &str, flag: &str) -> bool {
         .is_some_and(|line| line.split_whitespace().any(|word| word == flag))
 }
 
-/// Most main memory this process ever held at once, in bytes; 0 where the system does not say.
+/// Most main memory this process held at once, ever or since [`reset_peak_memory`], in bytes; 0 where
+/// the system does not say.
 pub fn peak_memory_bytes() -> u64 {
+    own_status("VmHWM:")
+}
+
+/// Main memory this process holds, in bytes; 0 where the system does not say.
+pub fn memory_bytes() -> u64 {
+    own_status("VmRSS:")
+}
+
+/// Starts the peak of [`peak_memory_bytes`] anew from what is held now. False where the system refuses.
+pub fn reset_peak_memory() -> bool {
+    // proc_pid_clear_refs(5): 5 resets the peak resident set size.
+    fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
+fn own_status(key: &str) -> u64 {
     fs::read_to_string("/proc/self/status")
         .ok()
-        .and_then(|status| peak_of_status(&status))
+        .and_then(|status| bytes_of_status(&status, key))
         .unwrap_or(0)
 }
 
-fn peak_of_status(status: &str) -> Option<u64> {
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+fn bytes_of_status(status: &str, key: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
     let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
     Some(kib * 1024)
 }
@@ -173,8 +187,8 @@ mod tests {
     #[test]
     fn peak_memory_is_read_in_kib() {
         let status = "Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n";
-        assert_eq!(peak_of_status(status), Some(2_097_152));
-        assert_eq!(peak_of_status("Name:\tx\n"), None);
+        assert_eq!(bytes_of_status(status, "VmHWM:"), Some(2_097_152));
+        assert_eq!(bytes_of_status("Name:\tx\n", "VmHWM:"), None);
     }
 
     #[test]
@@ -183,5 +197,9 @@ mod tests {
         let block = std::hint::black_box(vec![1_u8; before as usize + (64 << 20)]);
         assert!(peak_memory_bytes() >= before + (32 << 20));
         drop(block);
+        let peak = peak_memory_bytes();
+        assert!(reset_peak_memory());
+        assert!(peak_memory_bytes() + (32 << 20) <= peak);
+        assert!(peak_memory_bytes() >= memory_bytes() / 2);
     }
 }

@@ -2,15 +2,17 @@
 //!
 //! First the machine's ceilings are measured ([`ceilings`]), then what a run spends its time on
 //! ([`workloads`]). Each row tells the operations and bytes that the work needs at least ([`work`]),
-//! the time those take at the ceilings, and the share of that limit which was reached.
+//! the time those take at the ceilings, and the share of that limit which was reached. How time and
+//! memory grow with the length of a document is a table of its own ([`context`]).
 
 pub mod ceilings;
+mod context;
+pub mod shapes;
 pub mod timing;
 pub mod work;
 pub mod workloads;
 
 use kernels::tch::Kind;
-use model::ModelConfig;
 
 use self::ceilings::{Ceilings, PRODUCTS, product_rate, read_rate};
 use self::work::Work;
@@ -33,27 +35,18 @@ pub enum Part {
     Grpo,
     /// Matrix products in f32 and bf16
     Products,
+    /// Training on one document of 1K, 4K and 16K tokens, sparse and dense: time and memory
+    Context,
 }
 
-/// The shape of SmolLM2-135M.
-pub fn smollm2_135m() -> ModelConfig {
-    ModelConfig {
-        vocab_size: 49152,
-        hidden_size: 576,
-        intermediate_size: 1536,
-        num_hidden_layers: 30,
-        num_attention_heads: 9,
-        num_key_value_heads: 3,
-        head_dim: 64,
-        rms_norm_eps: 1e-5,
-        rope_theta: 1e5,
-        max_position_embeddings: 8192,
-        tie_word_embeddings: true,
-        bos_token_id: Some(1),
-        eos_token_ids: vec![2],
-        ..ModelConfig::sizeless_llama()
-    }
-}
+/// What is measured unless asked otherwise.
+pub const USUAL_PARTS: [Part; 5] = [
+    Part::Prefill,
+    Part::Decode,
+    Part::Train,
+    Part::Grpo,
+    Part::Products,
+];
 
 /// Measures `parts` and hands every line of the table to `print` as soon as it is known. The
 /// ceilings in the model's own type are always measured: every limit rests on them.
@@ -135,6 +128,9 @@ pub fn run<E: From<TrainerError>>(
             learning,
             ceilings,
         ))?;
+    }
+    if parts.contains(&Part::Context) {
+        context::run(subject, &mut print)?;
     }
     let peak = kernels::runtime::peak_memory_bytes() as f64 / 1e9;
     print(&format!("\n{:<32}{peak:>10.2} GB", "peak memory"))

@@ -1,7 +1,8 @@
 use kernels::tch::Device;
 use model::random_model::RandomSource;
-use model::{Attention, Transformer};
+use model::{Attention, ModelConfig, Transformer};
 
+use super::shapes::smollm2_135m;
 use super::timing::Timing;
 use super::*;
 

@@ -217,7 +217,7 @@ mod tests {
     use model::{DsaConfig, MlaConfig, ModelType, MoeConfig};
 
     use super::*;
-    use crate::bench::smollm2_135m;
+    use crate::bench::shapes::smollm2_135m;
 
     #[test]
     fn a_product_multiplies_and_adds_every_pair() {

@@ -116,25 +116,50 @@ impl Subject<'_> {
     /// # Errors
     /// Gradients that are not finite.
     pub fn train(&self) -> Result<f64, TrainerError> {
-        let [count, len] = TRAIN_DOCUMENTS;
+        let objective = TextObjective {
+            attention: self.attention,
+            language_loss: true,
+            indexer_loss: false,
+        };
+        self.train_on(TRAIN_DOCUMENTS, objective, &run_config())
+    }
+
+    /// One step on one document of `len` tokens, each layer computed again in the backward pass.
+    ///
+    /// # Errors
+    /// Gradients that are not finite.
+    pub fn train_document(
+        &self,
+        len: usize,
+        objective: TextObjective,
+    ) -> Result<f64, TrainerError> {
+        let config = RunConfig {
+            activation_checkpointing: true,
+            micro_batch_tokens: len,
+            ..run_config()
+        };
+        self.train_on([1, len], objective, &config)
+    }
+
+    /// Seconds of a step on `count` documents of `len` random tokens.
+    fn train_on(
+        &self,
+        [count, len]: [usize; 2],
+        objective: TextObjective,
+        config: &RunConfig,
+    ) -> Result<f64, TrainerError> {
         let documents: Vec<TextDocument> = (0..count as u64)
             .map(|index| TextDocument {
                 tokens: self.random_tokens(index, len),
                 loss_from: 1,
             })
             .collect();
-        let objective = TextObjective {
-            attention: self.attention,
-            language_loss: true,
-            indexer_loss: false,
-        };
-        let config = run_config();
         let mut optimizer = AdamW::new(&config.optimizer);
         let [secs] = median_parts(self.timing, || {
             let mut taken = Ok(());
             let secs = secs(|| {
                 taken = learner::text_step(
-                    &config,
+                    config,
                     self.policy,
                     &mut optimizer,
                     &documents,

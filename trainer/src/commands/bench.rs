@@ -1,7 +1,5 @@
 //! `baleen bench`: how fast a model computes on this machine, against what the machine can do.
 
-use std::path::Path;
-
 use model::DsaConfig;
 
 use super::model_arguments::{LoadedModel, ModelArguments, parse_dsa, parse_upcycle};
@@ -11,13 +9,11 @@ use crate::bench::workloads::Subject;
 use crate::bench::{self, Part};
 use crate::config::{PolicyConfig, PolicySource, UpcycleConfig};
 
-/// Stands for random weights of that model's shape.
-const RANDOM_MODEL: &str = "smollm2-135m";
-
 /// Measure prefill, decode, training and a GRPO step against the machine's limits
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-MODEL may also be smollm2-135m: random weights of that model's shape, no file needed.
+MODEL may also be smollm2-135m: random weights of that model's shape, no file needed; or
+deepseek-v32-layer: one layer of DeepSeek-V3.2 in small.
 Columns: what was measured, the operations and bytes that the work needs at least, the time those
 take at the measured ceilings (the longer of both), and the share of that limit reached.
 docs/benchmarks.md has the formulas.")]
@@ -30,7 +26,7 @@ pub struct Args {
     /// Attach a lightning indexer, untrained: heads=4,dim=32,topk=16
     #[arg(long, value_parser = parse_dsa, value_name = "heads=H,dim=D,topk=K")]
     dsa: Option<DsaConfig>,
-    /// Measure only these
+    /// Measure only these [default: all but context]
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
     /// One run of each measurement instead of the median of three
@@ -73,9 +69,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             repeats: if args.quick { 1 } else { 3 },
         },
     };
-    let all = <Part as clap::ValueEnum>::value_variants();
     let parts = match args.only.as_slice() {
-        [] => all,
+        [] => &bench::USUAL_PARTS,
         only => only,
     };
     bench::run(&subject, parts, print)
@@ -83,8 +78,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 
 fn load(args: &Args) -> Result<LoadedModel, Failure> {
     let path = &args.model.model;
-    let source = if path == Path::new(RANDOM_MODEL) && !path.exists() {
-        PolicySource::Random(Box::new(bench::smollm2_135m()))
+    let shape = path.to_str().and_then(bench::shapes::named);
+    let source = if let (Some(shape), false) = (shape, path.exists()) {
+        PolicySource::Random(Box::new(shape))
     } else if args.upcycle.is_none() && args.dsa.is_none() {
         return args.model.load();
     } else {
