@@ -20,7 +20,7 @@ pub use selection::select_topk;
 use tch::{Kind, Tensor};
 
 /// The type sums and softmaxes are computed in: f32, or f64 for f64 inputs.
-fn accumulation_kind(tensor: &Tensor) -> Kind {
+pub fn accumulation_kind(tensor: &Tensor) -> Kind {
     if tensor.kind() == Kind::Double {
         Kind::Double
     } else {

@@ -21,8 +21,11 @@ use crate::rope::Rotation;
 use crate::transformer::Attention;
 use crate::weights::WeightError;
 
-/// Query rows of the sparse path alive at once: bounds its memory to O(tile * (L + topk)).
+/// Query rows of the sparse path whose scores are alive at once, O(rows * L).
 const SPARSE_TILE: i64 = 256;
+/// Query rows of a document of several tiles whose attention is alive at once: it is computed again
+/// in the backward pass, since the graphs of all tiles together would take O(heads * L * topk).
+const RECOMPUTED_ROWS: i64 = 128;
 
 /// What a packed pass wants of attention.
 #[derive(Clone, Copy, Debug)]
@@ -297,9 +300,16 @@ impl AttentionLayer {
         mut record: Option<&mut Vec<Vec<i64>>>,
     ) -> Tensor {
         let mut loss = TiledLoss::new(index, losses.is_some());
-        let values = match &heads.v {
-            HeadValues::Own(v) => Values::Own(v),
-            HeadValues::KeyPrefix(columns) => Values::KeyPrefix(*columns),
+        // Once, not once a tile: the copy is kept for the backward pass, and gradients add up in it.
+        let kind = kernels::dsa::accumulation_kind(&heads.q);
+        let k = heads.k.to_kind(kind);
+        let own_values = match &heads.v {
+            HeadValues::Own(v) => Some(v.to_kind(kind)),
+            HeadValues::KeyPrefix(_) => None,
+        };
+        let rows_at_once = match document.len > SPARSE_TILE {
+            true => RECOMPUTED_ROWS,
+            false => SPARSE_TILE,
         };
         let mut tiles = Vec::new();
         let mut first = 0;
@@ -307,13 +317,20 @@ impl AttentionLayer {
             let rows = SPARSE_TILE.min(document.len - first);
             let tile = loss.tile(first, rows);
             let (selected, scores) = indexer.select(&tile, document, first);
+            // No query sees a key after itself.
+            let in_sight = |x: &Tensor| x.narrow(0, 0, first + rows);
+            let own_values = own_values.as_ref().map(in_sight);
+            let values = match (&heads.v, &own_values) {
+                (HeadValues::KeyPrefix(columns), _) => Values::KeyPrefix(*columns),
+                (HeadValues::Own(v), own) => Values::Own(own.as_ref().unwrap_or(v)),
+            };
             let attended = kernels::dsa::attend_selected(
                 &heads.q.narrow(0, first, rows),
-                &heads.k,
+                &in_sight(&k),
                 values,
                 &selected,
                 self.softmax_scale,
-                SPARSE_TILE as usize,
+                rows_at_once as usize,
             );
             if losses.is_some() {
                 let scores = scores.of_selected(&tile, &selected);

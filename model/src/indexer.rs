@@ -152,7 +152,7 @@ impl Indexer {
         document: &DocumentContext,
         first: i64,
     ) -> (Tensor, TileScores) {
-        let num_keys = tile.k.size()[0];
+        let num_keys = first + tile.q.size()[0];
         // Where selected keys are gathered, their scores are computed again with a gradient: the
         // graph of all scores would outlive the selection.
         let scores = match dsa::gathers(num_keys, self.topk().min(num_keys)) {
@@ -192,10 +192,11 @@ impl Indexer {
     }
 }
 
-/// Index scores of the queries of `tile`, of which the document's `first` is the first, over all its
-/// keys, `[rows, len]` f32, -inf where the query does not see the key.
+/// Index scores of the queries of `tile`, of which the document's `first` is the first, over all keys
+/// up to the last query, `[rows, first + rows]` f32, -inf where the query does not see the key.
 pub(crate) fn tile_scores(tile: &IndexerStates, document: &DocumentContext, first: i64) -> Tensor {
-    let mut scores = dsa::index_scores(&tile.q, &tile.weights, &tile.k);
+    let keys_in_sight = tile.k.narrow(0, 0, first + tile.q.size()[0]);
+    let mut scores = dsa::index_scores(&tile.q, &tile.weights, &keys_in_sight);
     let branch_starts = document.branch_starts.narrow(0, first, scores.size()[0]);
     dsa::mask_invisible_(&mut scores, first, document.trunk_len, &branch_starts);
     scores

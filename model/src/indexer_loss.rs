@@ -142,7 +142,7 @@ pub(crate) fn dense_loss(
         let target = tch::no_grad(|| {
             let invisible = scores.eq(f64::NEG_INFINITY);
             let q = heads.q.narrow(0, first, rows);
-            mean_head_probs(&q, &k, &invisible, softmax_scale)
+            mean_head_probs(&q, &k.narrow(2, 0, first + rows), &invisible, softmax_scale)
         });
         loss.add(tile, &kl_to_target(&target, &scores));
         first += rows;

@@ -55,7 +55,7 @@ fn scores_of_tile(q: &Tensor, weights: &Tensor, k: &Tensor) -> Tensor {
     let kind = accumulation_kind(q);
     let (q, weights, k) = (q.to_kind(kind), weights.to_kind(kind), k.to_kind(kind));
     // All heads of all queries as rows of one product: [..,Q H,D] x [..,D,S].
-    let per_head = q.flatten(-3, -2).matmul(&k.transpose(-1, -2)).relu();
+    let per_head = q.flatten(-3, -2).matmul(&k.transpose(-1, -2)).relu_();
     let per_head = per_head.unflatten(
         -2,
         [

@@ -1,7 +1,7 @@
 //! How time and memory of a training step grow with the length of its one document.
 //!
 //! Sparse attention over k keys takes O(L k) where dense takes O(L^2); the indexer's scores are O(L^2)
-//! either way, over fewer and narrower heads. No kind of step holds an [L, L] in memory.
+//! either way, over fewer and narrower heads.
 
 use kernels::runtime::{memory_bytes, peak_memory_bytes, reset_peak_memory};
 use model::Attention;
@@ -46,6 +46,7 @@ pub(super) fn run<E: From<TrainerError>>(
 ) -> Result<(), E> {
     let has_indexer = subject.policy.config().dsa.is_some();
     let is_cpu = !subject.policy.device().is_cuda();
+    reset_peak_memory();
     let held = memory_bytes();
     print(&header())?;
     for len in LENGTHS {
