@@ -90,7 +90,8 @@ def scored(baleen, folder, sequences, dense):
 
 def share_equal(found, wanted):
     """Share of (layer, token) pairs where both chose the same."""
-    pairs = [(sorted(a), b) for layer, other in zip(found or [], wanted) for a, b in zip(layer, other)]
+    pairs = [(sorted(a), b) for layer, other in zip(found or [], wanted, strict=True)
+             for a, b in zip(layer, other, strict=True)]
     return 1.0 if not pairs else sum(a == b for a, b in pairs) / len(pairs)
 
 
@@ -106,8 +107,11 @@ def compare(baleen, folder):
     for tokens, line in zip(sequences, found, strict=True):
         logprobs, choices = expected(model, tokens)
         worst = max(worst, float((logprobs - torch.tensor(line["logprobs"], dtype=torch.float64)).abs().max()))
+        has_indexer = hasattr(config, "index_topk") and not ignored
+        if bool(choices.experts) != ("routing" in line) or bool(choices.selected) != has_indexer:
+            sys.exit(f"{folder}: experts or keys were recorded on one side only")
         experts = min(experts, share_equal(line.get("routing"), choices.experts))
-        if choices.selected:
+        if has_indexer:
             selected = min(selected, share_equal(line.get("selected"), choices.selected))
     print(f"{folder}: {type(model).__name__}, log-probs differ by {worst:.1e}, equal experts {experts:.4f}, equal keys "
           f"{selected:.4f}, ignored tensors {len(ignored)}, missing {missing}")

@@ -420,9 +420,9 @@ fn attend_dense(heads: &Heads, document: &DocumentContext, softmax_scale: f64) -
         &batch(&heads.q),
         &batch(&heads.k),
         &batch(v),
-        document.visible.as_ref(),
+        document.visible(),
         0.0,
-        document.visible.is_none(),
+        document.visible().is_none(),
         softmax_scale,
         heads.q.size()[1] != heads.k.size()[1],
     )

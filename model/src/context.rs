@@ -1,5 +1,7 @@
 //! What the layers of one forward pass share: positions, visibility, rotations.
 
+use std::cell::OnceCell;
+
 use kernels::tch::{Device, Kind, Tensor};
 
 use crate::config::{ModelConfig, YarnConfig};
@@ -43,8 +45,8 @@ pub(crate) struct DocumentContext {
     pub(crate) most_visible: i64,
     /// Document-relative start of each token's own branch, `[len]` i64.
     pub(crate) branch_starts: Tensor,
-    /// Keys each query sees, `[len, len]` bool; `None` where plain causal order says it all.
-    pub(crate) visible: Option<Tensor>,
+    is_branched: bool,
+    visible: OnceCell<Tensor>,
 }
 
 /// A pack, prepared once for all layers.
@@ -81,15 +83,6 @@ impl DocumentContext {
     fn new(document: &Document, device: Device) -> DocumentContext {
         let len = document.num_tokens();
         let branch_starts = Tensor::from_slice(&document.branch_starts()).to_device(device);
-        // A single branch behind its trunk sees what plain causal order lets it see.
-        let visible = (document.branch_lens.len() > 1).then(|| {
-            let keys = Tensor::arange(len, (Kind::Int64, device)).unsqueeze(0);
-            let queries = keys.transpose(0, 1);
-            let own = keys
-                .ge_tensor(&branch_starts.unsqueeze(1))
-                .logical_or(&keys.lt(document.trunk_len));
-            keys.le_tensor(&queries).logical_and(&own)
-        });
         DocumentContext {
             start: document.start,
             len,
@@ -97,8 +90,25 @@ impl DocumentContext {
             most_visible: document.trunk_len
                 + document.branch_lens.iter().copied().max().unwrap_or(0),
             branch_starts,
-            visible,
+            is_branched: document.branch_lens.len() > 1,
+            visible: OnceCell::new(),
         }
+    }
+
+    /// Keys each query sees, `[len, len]` bool, made when first asked for: sparse attention never does.
+    /// `None` where plain causal order says it, as for a single branch behind its trunk.
+    pub(crate) fn visible(&self) -> Option<&Tensor> {
+        self.is_branched.then(|| {
+            self.visible.get_or_init(|| {
+                let options = (Kind::Int64, self.branch_starts.device());
+                let keys = Tensor::arange(self.len, options).unsqueeze(0);
+                let queries = keys.transpose(0, 1);
+                let own = keys
+                    .ge_tensor(&self.branch_starts.unsqueeze(1))
+                    .logical_or(&keys.lt(self.trunk_len));
+                keys.le_tensor(&queries).logical_and(&own)
+            })
+        })
     }
 
     /// The rows of this document in a tensor over the pack.

@@ -3,7 +3,9 @@
 //! expert_e(x) = W_down,e ( silu(W_gate,e x) * W_up,e x ).
 //! All experts' weights lie in two tensors, `[E, 2 width, hidden]` and `[E, hidden, width]`, of which the
 //! parameters are parts, and two grouped products compute all experts: rows against the matrix of the
-//! group they lie in, groups ending at given rows, without a loop or a transfer to the host. (256
+//! group they lie in, groups ending at given rows, without a loop here or a transfer to the host going
+//! forward; libtorch's CPU kernel walks the groups inside, and the backward pass reads the groups' sizes
+//! to hand each parameter its part. (256
 //! experts of 2048 x 1024, 4096 rows, bf16, one H100: 0.40 ms against 5.5 ms of a product an expert; 64
 //! of 256 x 256, 1024 rows, f32, two CPU threads: 2.0 against 2.5 ms.) Grouped products want rows of
 //! whole 16 bytes; where sizes forbid that, each expert that has rows runs on its segment.

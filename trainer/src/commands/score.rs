@@ -112,7 +112,10 @@ fn score(model: &LoadedModel, tokens: &[u32], routing: bool, selected: bool) -> 
     OutputLine {
         logprobs,
         routing: output.routing.filter(|_| routing).map(|ids| by_layer(&ids)),
-        selected: output.selected,
+        // Nothing where no layer selects.
+        selected: output
+            .selected
+            .filter(|layers| layers.iter().any(|tokens| !tokens.is_empty())),
     }
 }
 
