@@ -10,7 +10,7 @@ tokenizer encodes a short conversation, which also checks the tokenizer and its 
 
     scripts/check_transformers.py --baleen target/debug/baleen FOLDER ...
 
-Compares each folder with `baleen score` on random tokens: log-probs, experts and selected keys. Exits 1 where log-probs
+Compares each folder with `baleen score` on random tokens: logits, experts and selected keys. Exits 1 where logits
 differ by more than 1e-4 or any choice differs. Where transformers ignores the indexer, attention is dense.
 """
 import argparse
@@ -69,20 +69,19 @@ class Choices:
 
 
 def expected(model, tokens):
-    """Log-probs of tokens 1.. under those before, experts and selected keys."""
+    """Logits [T, vocab], experts and selected keys."""
     choices = Choices(model)
     with torch.no_grad():
         logits = model(torch.tensor([tokens]), use_cache=False).logits[0]
     choices.remove()
-    logprobs = logits[:-1].double().log_softmax(-1)
-    return logprobs.gather(1, torch.tensor(tokens[1:])[:, None])[:, 0], choices
+    return logits, choices
 
 
 def scored(baleen, folder, sequences, dense):
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
         file.writelines(json.dumps({"tokens": tokens}) + "\n" for tokens in sequences)
         file.flush()
-        command = [baleen, "score", str(folder), "--input", file.name, "--dtype", "f32", "--routing", "--selected"]
+        command = [baleen, "score", str(folder), "--input", file.name, "--dtype", "f32", "--logits", "--routing", "--selected"]
         command += ["--attention", "dense"] if dense else []
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -105,15 +104,15 @@ def compare(baleen, folder):
     found = scored(baleen, folder, sequences, dense=bool(ignored))
     worst, experts, selected = 0.0, 1.0, 1.0
     for tokens, line in zip(sequences, found, strict=True):
-        logprobs, choices = expected(model, tokens)
-        worst = max(worst, float((logprobs - torch.tensor(line["logprobs"], dtype=torch.float64)).abs().max()))
+        logits, choices = expected(model, tokens)
+        worst = max(worst, float((logits - torch.tensor(line["logits"])).abs().max()))
         has_indexer = hasattr(config, "index_topk") and not ignored
         if bool(choices.experts) != ("routing" in line) or bool(choices.selected) != has_indexer:
             sys.exit(f"{folder}: experts or keys were recorded on one side only")
         experts = min(experts, share_equal(line.get("routing"), choices.experts))
         if has_indexer:
             selected = min(selected, share_equal(line.get("selected"), choices.selected))
-    print(f"{folder}: {type(model).__name__}, log-probs differ by {worst:.1e}, equal experts {experts:.4f}, equal keys "
+    print(f"{folder}: {type(model).__name__}, logits differ by {worst:.1e}, equal experts {experts:.4f}, equal keys "
           f"{selected:.4f}, ignored tensors {len(ignored)}, missing {missing}")
     return worst <= TOLERANCE and experts == 1.0 and selected == 1.0 and not missing
 

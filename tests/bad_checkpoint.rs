@@ -192,6 +192,8 @@ fn weights_that_are_nan_are_found_on_request() {
         &[text(&model), "NaN or infinite", &found],
     );
     assert!(!target.exists(), "nothing was to be written");
+    let generate = ["generate", text(&model), "--prompt", "1", "--check-finite"];
+    refused(&generate, WRONG_INPUT, &[text(&model), &found]);
     program::succeed(&import);
     assert!(target.exists(), "without the request nobody looks");
 }

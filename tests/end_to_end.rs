@@ -245,10 +245,17 @@ fn exported_policy_scores_generates_and_plays() {
     let scores = score(
         &model,
         &[&long, &[65]],
-        &["--routing", "--selected", "--dtype", "f32"],
+        &["--logits", "--routing", "--selected", "--dtype", "f32"],
     );
     let logprobs = scores[0].logprobs();
     assert_eq!(logprobs.len(), 39);
+    let logits: Vec<Vec<f64>> = serde_json::from_value(scores[0].0["logits"].clone()).unwrap();
+    assert_eq!((logits.len(), logits[39].len()), (40, 320));
+    for (t, logprob) in logprobs.iter().enumerate() {
+        let sum: f64 = logits[t].iter().map(|logit| logit.exp()).sum();
+        let expected = logits[t][long[t + 1] as usize] - sum.ln();
+        assert!((logprob - expected).abs() < 1e-5, "{logprob} {expected}");
+    }
     assert!(
         logprobs
             .iter()
@@ -320,6 +327,8 @@ fn a_dense_policy_becomes_sparse_by_import_without_changing_what_it_says() {
         "threads=1",
         "--set",
         "model.source.Random.moe=None",
+        "--set",
+        "model.source.Random.model_type=llama",
         "--set",
         "model.source.Random.dsa=None",
         "--set",

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::program;
 use crate::run_files::text;
 
-const FAMILIES: [&str; 9] = [
+const FAMILIES: [&str; 10] = [
     "llama",
     "qwen2",
     "qwen3",
@@ -22,6 +22,7 @@ const FAMILIES: [&str; 9] = [
     "deepseek_v32",
     "glm_moe_dsa",
     "deepseek_v32_fp8",
+    "deepseek_v32_few_keys",
 ];
 
 /// Token i of `families/tokenizer.json` is the character '!' + i, 94 is blank and 95 newline.

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 pub use self::config_json::read_config;
 pub use self::expected_tensors::expected_tensors;
-pub use self::finite::check_finite;
+pub use self::finite::{check_finite, check_finite_weights};
 pub use self::hf_folder::HfFolder;
 pub use self::save::save;
 use crate::config::ModelConfig;

@@ -246,8 +246,7 @@ impl YarnConfig {
 
 /// Everything that determines the network's shape.
 ///
-/// `llama` and `mixtral` differ by their experts alone: read with `moe`, the one becomes the other, and
-/// without it the other way round. An absent `model_type` means `llama`.
+/// An absent `model_type` means `llama`, and with `moe` `mixtral`, which differs by its experts alone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, remote = "Self")]
 pub struct ModelConfig {
@@ -304,11 +303,9 @@ pub struct ModelConfig {
 impl<'de> Deserialize<'de> for ModelConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ModelConfig, D::Error> {
         let mut config = ModelConfig::deserialize(deserializer)?;
-        config.model_type = match (config.model_type, &config.moe) {
-            (ModelType::Llama, Some(_)) => ModelType::Mixtral,
-            (ModelType::Mixtral, None) => ModelType::Llama,
-            (stated, _) => stated,
-        };
+        if config.model_type == ModelType::Llama && config.moe.is_some() {
+            config.model_type = ModelType::Mixtral;
+        }
         Ok(config)
     }
 }

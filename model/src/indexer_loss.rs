@@ -49,10 +49,12 @@ pub(crate) struct TiledLoss {
     states: IndexerStates,
     /// The keys as every tile sees them: a leaf where the loss has a gradient.
     k: Tensor,
-    q_grads: Vec<Tensor>,
-    weight_grads: Vec<Tensor>,
+    /// Gradients of the queries and weights, where the loss has one: made before the first tile, since
+    /// what outlives a tile but is allocated during it leaves holes in the heap that no larger tile fits.
+    grads: Option<[Tensor; 2]>,
+    /// Queries that have been added.
+    num_added: i64,
     total: Tensor,
-    learns: bool,
 }
 
 impl TiledLoss {
@@ -63,47 +65,50 @@ impl TiledLoss {
             .iter()
             .any(|x| x.requires_grad());
         let learns = has_gradient && tracked && autograd::is_enabled();
+        let zeros = |x: &Tensor| Tensor::zeros(x.size(), (Kind::Float, x.device()));
         TiledLoss {
             k: leaf(&states.k, learns),
-            q_grads: Vec::new(),
-            weight_grads: Vec::new(),
+            grads: learns.then(|| [&states.q, &states.weights].map(zeros)),
+            num_added: 0,
             total: Tensor::zeros([] as [i64; 0], (Kind::Float, states.k.device())),
             states,
-            learns,
         }
+    }
+
+    fn learns(&self) -> bool {
+        self.grads.is_some()
     }
 
     /// Queries `first..first + rows` with all keys, cut from the history of the states.
     pub(crate) fn tile(&self, first: i64, rows: i64) -> IndexerStates {
         IndexerStates {
-            q: leaf(&self.states.q.narrow(0, first, rows), self.learns),
+            q: leaf(&self.states.q.narrow(0, first, rows), self.learns()),
             k: self.k.shallow_clone(),
-            weights: leaf(&self.states.weights.narrow(0, first, rows), self.learns),
+            weights: leaf(&self.states.weights.narrow(0, first, rows), self.learns()),
         }
     }
 
     /// Adds the loss of the next tile, computed from what [`TiledLoss::tile`] gave; tiles come in order.
     pub(crate) fn add(&mut self, tile: IndexerStates, loss: &Tensor) {
-        if self.learns {
+        let rows = tile.q.size()[0];
+        if let Some(grads) = &self.grads {
             autograd::backward(&[loss.shallow_clone()], &[])
                 .expect("the loss of a tile derives from its leaves");
-            self.q_grads.push(tile.q.grad());
-            self.weight_grads.push(tile.weights.grad());
+            for (all, leaf) in grads.iter().zip([&tile.q, &tile.weights]) {
+                all.narrow(0, self.num_added, rows).copy_(&leaf.grad());
+            }
         }
+        self.num_added += rows;
         self.total += loss.detach();
     }
 
     /// The sum, with the gradient of the states.
     pub(crate) fn sum(self) -> Tensor {
-        if !self.learns {
+        let Some([q_grad, weight_grad]) = self.grads else {
             return self.total;
-        }
+        };
         let inputs = [&self.states.q, &self.states.k, &self.states.weights];
-        let grads = [
-            Tensor::cat(&self.q_grads, 0),
-            self.k.grad(),
-            Tensor::cat(&self.weight_grads, 0),
-        ];
+        let grads = [q_grad, self.k.grad(), weight_grad];
         let kinds = inputs.map(Tensor::kind);
         autograd::custom(vec![self.total], &inputs, move |outer| {
             let outer = outer[0].as_ref();

@@ -52,6 +52,7 @@ impl KvCache {
     ) -> KvCache {
         let (slots, capacity) = (num_slots as i64, capacity as i64);
         let zeros = |shape: &[i64]| Tensor::zeros(shape, (kind, device));
+        let index_kind = index_kind(config, kind);
         let (kv_heads, head_dim) = (config.num_key_value_heads as i64, config.head_dim as i64);
         let main = || match &config.mla {
             None => KeyValueCache::Heads {
@@ -66,7 +67,8 @@ impl KvCache {
                 index_k: config
                     .dsa
                     .as_ref()
-                    .map(|dsa| zeros(&[slots, capacity, dsa.index_head_dim as i64])),
+                    .map(|dsa| [slots, capacity, dsa.index_head_dim as i64])
+                    .map(|shape| Tensor::zeros(shape, (index_kind, device))),
             })
             .collect();
         KvCache {
@@ -79,12 +81,13 @@ impl KvCache {
     /// Bytes the cache of one slot takes.
     pub fn slot_bytes(config: &ModelConfig, capacity: usize, kind: Kind) -> usize {
         let index = config.dsa.as_ref().map_or(0, |dsa| dsa.index_head_dim);
+        let index_bytes = index * index_kind(config, kind).elt_size_in_bytes();
         let main = match &config.mla {
             None => 2 * config.num_key_value_heads * config.head_dim,
             Some(mla) => mla.latent_dim(),
         };
-        let row = main + index;
-        config.num_hidden_layers * capacity * row * kind.elt_size_in_bytes()
+        let row_bytes = main * kind.elt_size_in_bytes() + index_bytes;
+        config.num_hidden_layers * capacity * row_bytes
     }
 
     /// Number of slots.
@@ -129,6 +132,12 @@ impl KvCache {
     pub fn clear_slot(&mut self, slot: usize) {
         self.lengths[slot] = 0;
     }
+}
+
+/// Type of the indexer's keys: quantised ones are multiplied out in f32.
+fn index_kind(config: &ModelConfig, kind: Kind) -> Kind {
+    let quantization = config.dsa.as_ref().and_then(|dsa| dsa.quantization);
+    quantization.map_or(kind, |_| Kind::Float)
 }
 
 #[cfg(test)]

@@ -85,7 +85,8 @@ pub struct SampledToken {
     /// Token id.
     pub id: u32,
     /// Log-prob after temperature, truncation and renormalisation, nats; NaN when the logits are
-    /// not finite.
+    /// not finite. Renormalised over `kept`; where that is empty, over all rows of the output head,
+    /// those that no token has included, as in training.
     pub logprob: f32,
     /// Ids left by truncation, ascending; empty when no filter is on: the whole vocabulary.
     pub kept: Vec<u32>,

@@ -62,7 +62,11 @@ DEEPSEEK_V32_FP8 = {
     "quantization_config": {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
                             "weight_block_size": [128, 128]}}
 
+# So few keys that attention gathers them: more than 8 keys for each selected one.
+DEEPSEEK_V32_FEW_KEYS = {**DEEPSEEK_V32, "num_hidden_layers": 2, "index_topk": 4}
+
 CONFIGS = {
     "llama": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3, "mixtral": MIXTRAL, "qwen3_moe": QWEN3_MOE, "deepseek_v3": DEEPSEEK_V3,
     "deepseek_v32": DEEPSEEK_V32, "glm_moe_dsa": GLM_MOE_DSA, "deepseek_v32_fp8": DEEPSEEK_V32_FP8,
+    "deepseek_v32_few_keys": DEEPSEEK_V32_FEW_KEYS,
 }

@@ -5,13 +5,15 @@
 With n the place of a name among the sorted names of the checkpoint, from 0, and i counting a tensor's values row by row,
 v = sin(0.37 (i + 1) (1 + 0.01 (n + 1)) + 1.7 (n + 1)): norms are 1 + 0.1 v, biases 0.1 v, the embedding v, other matrices
 1.2 v / sqrt(columns). Everything is eager f32 on the CPU. Rows are tokens; index scores of keys to come are null.
-`dense_kl` of a layer has dense attention in that layer alone.
+`dense_kl` of a layer has dense attention in that layer alone. `quantised_index_scores` are those of layer 0 with queries and
+keys that passed a Hadamard transform and were rounded to e4m3, one scale a vector: `ue8m0` powers of two, `f32` amax / 448.
 """
 import json
 import pathlib
 
 import torch
 import transformers
+from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32Indexer
 
 from make_families import load, stored_shapes
 from family_configs import DEEPSEEK_V32
@@ -38,6 +40,38 @@ def sine_tensors(shapes):
             v = v * 1.2 / shapes[name][1] ** 0.5
         out[name] = v.float()
     return out
+
+
+def e4m3(x, scale_format):
+    """H x / sqrt(n) as an FP8 kernel holds it, multiplied out."""
+    hadamard = torch.ones(1, 1)
+    while len(hadamard) < x.shape[-1]:
+        hadamard = torch.kron(torch.tensor([[1., 1.], [1., -1.]]), hadamard)
+    x = x @ hadamard / len(hadamard) ** 0.5
+    scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-4) / 448
+    if scale_format == "ue8m0":
+        scale = 2 ** scale.log2().ceil()
+    return (x / scale).to(torch.float8_e4m3fn).float() * scale
+
+
+def quantised_scores(model, scale_format):
+    """Index scores of layer 0 when the indexers' queries and keys are rounded before their product."""
+    plain, matmul = DeepseekV32Indexer.forward, torch.matmul
+
+    def forward(*args, **kwargs):
+        def product(queries, keys):
+            torch.matmul = matmul
+            keys = e4m3(keys.transpose(-1, -2), scale_format).transpose(-1, -2)
+            return matmul(e4m3(queries, scale_format), keys)
+
+        torch.matmul = product
+        return plain(*args, **kwargs)
+
+    DeepseekV32Indexer.forward = forward
+    try:
+        return observe(model, TOKENS).index_scores[0]
+    finally:
+        DeepseekV32Indexer.forward = plain
 
 
 def rounded(values):
@@ -68,6 +102,7 @@ def main():
         "softmax_scale": model.model.layers[0].self_attn.scaling,
         "selected": {f"layer{layer}": seen.selected[layer] for layer in layers},
         "index_scores": {f"layer{layer}": causal(seen.index_scores[layer]) for layer in layers},
+        "quantised_index_scores": {kind: causal(quantised_scores(model, kind)) for kind in ("ue8m0", "f32")},
         "experts": {f"layer{layer + 1}": rows for layer, rows in enumerate(seen.experts)},
         "hidden_last_token": {f"layer{layer}": rounded(seen.hidden[layer][-1]) for layer in layers},
         "dsa_losses": losses,

@@ -70,6 +70,21 @@ pub struct PolicyConfig {
     /// Attach a lightning indexer.
     #[serde(default)]
     pub dsa: Option<DsaConfig>,
+    /// Search the source for weights that are NaN or infinite first, and refuse them; reads it twice.
+    #[serde(default)]
+    pub check_finite: bool,
+}
+
+impl PolicyConfig {
+    /// What `source` holds, as it is.
+    pub fn unchanged(source: PolicySource) -> PolicyConfig {
+        PolicyConfig {
+            source,
+            upcycle: None,
+            dsa: None,
+            check_finite: false,
+        }
+    }
 }
 
 /// Where the starting weights come from.

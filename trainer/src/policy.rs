@@ -20,13 +20,20 @@ pub struct PolicyParts {
     pub tokenizer: Tokenizer,
 }
 
-/// Opens what `policy` names; nothing large is read yet.
+/// Opens what `policy` names; nothing large is read yet, unless it asks for a check of all weights.
 ///
 /// # Errors
-/// Missing or damaged files, and transformations that the model doesn't allow.
+/// Missing or damaged files, transformations that the model doesn't allow, and with `check_finite`
+/// weights that are NaN or infinite.
 pub fn open(policy: &PolicyConfig, seed: u64) -> Result<PolicyParts, TrainerError> {
     let (mut config, mut source, tokenizer): (_, Box<dyn WeightSource>, _) = match &policy.source {
-        PolicySource::Path(path) => model::checkpoint::open(Path::new(path))?,
+        PolicySource::Path(path) => {
+            let path = Path::new(path);
+            if policy.check_finite {
+                model::checkpoint::check_finite(path)?;
+            }
+            model::checkpoint::open(path)?
+        }
         PolicySource::Random(config) => (
             ModelConfig::clone(config),
             Box::new(RandomSource::new(config, seed)),

@@ -4,10 +4,12 @@
 //! of the vectors, but outliers are spread before rounding.
 //! s = max(amax(|x|), 1e-4) / 448, with ue8m0 rounded up to a power of two;  x ~ s e4m3(x / s).
 //! Real FP8 products are left out: scores computed from the rounded vectors in f32 equal them up to
-//! the order of summation.
+//! the order of summation. The transform sums in f32 and rounds once to the type of x; s e4m3(x / s)
+//! stays f32, since with scales in f32 no narrower type holds it.
 
 use tch::{Kind, Tensor};
 
+use super::accumulation_kind;
 use crate::autograd;
 
 /// Largest e4m3 number.
@@ -32,7 +34,7 @@ pub fn hadamard(x: &Tensor) -> Tensor {
     let shape = x.size();
     let n = *shape.last().expect("x has a last dim");
     assert!(n > 0 && n & (n - 1) == 0, "{n} is not a power of two");
-    let mut sums = x.reshape([-1, n]);
+    let mut sums = x.to_kind(accumulation_kind(x)).reshape([-1, n]);
     let mut width = 1;
     while width < n {
         let pairs = sums.view([-1, n / (2 * width), 2, width]);
@@ -40,7 +42,8 @@ pub fn hadamard(x: &Tensor) -> Tensor {
         sums = Tensor::stack(&[&a + &b, &a - &b], 2).view([-1, n]);
         width *= 2;
     }
-    (sums * (n as f64).powf(-0.5)).view(shape.as_slice())
+    let scaled = sums * (n as f64).powf(-0.5);
+    scaled.to_kind(x.kind()).view(shape.as_slice())
 }
 
 /// e4m3 values of `x`, one scale per vector of the last dim: (`[..,n]` e4m3, `[..,1]` f32).
@@ -61,18 +64,22 @@ fn quantize_e4m3(x: &Tensor, format: ScaleFormat) -> (Tensor, Tensor) {
     (values.to_kind(Kind::Float8e4m3fn), scale)
 }
 
-/// `x` as e4m3 holds it, in the type of `x`. The gradient passes straight through.
+/// `x` as e4m3 holds it, in f32. The gradient passes straight through.
 ///
 /// # Shapes
 /// `[..,n]`, one scale per vector of the last dim.
 pub fn fp8_round_trip(x: &Tensor, format: ScaleFormat) -> Tensor {
     let rounded = tch::no_grad(|| {
         let (values, scale) = quantize_e4m3(x, format);
-        (values.to_kind(Kind::Float) * scale).to_kind(x.kind())
+        values.to_kind(Kind::Float) * scale
     });
-    autograd::custom(vec![rounded], &[x], |grads| grads)
-        .expect("a fresh floating tensor can be given a history")
-        .remove(0)
+    let kind = x.kind();
+    let to_kind = move |grad: Option<Tensor>| grad.map(|grad| grad.to_kind(kind));
+    autograd::custom(vec![rounded], &[x], move |grads| {
+        grads.into_iter().map(to_kind).collect()
+    })
+    .expect("a fresh floating tensor can be given a history")
+    .remove(0)
 }
 
 #[cfg(test)]
@@ -143,6 +150,28 @@ mod tests {
             [448.0, -144.0, 2.0, 60.0, -448.0, 256.0, 0.1171875]
         );
         assert_eq!(values(&scale), [f64::from(3.7_f32 / 448.0)]);
+    }
+
+    /// Sums of 128 numbers rounded at each of 7 stages would be off by several steps of bf16.
+    #[test]
+    fn bf16_vectors_are_rounded_once() {
+        tch::manual_seed(2);
+        let x = Tensor::randn([64, 128], (Kind::Double, tch::Device::Cpu)).to_kind(Kind::BFloat16);
+        let once = hadamard(&x.to_kind(Kind::Double)).to_kind(Kind::BFloat16);
+        let found = hadamard(&x);
+        assert_eq!(found.kind(), Kind::BFloat16);
+        // f32 sums lie next to f64 sums: a few may round the other way.
+        let other = found.ne_tensor(&once).sum(Kind::Int64).int64_value(&[]);
+        assert!(other < 8, "{other} of 8192 differ");
+        // Scales in f32 times e4m3 values have more digits than bf16.
+        let rounded = fp8_round_trip(&found, ScaleFormat::F32);
+        assert_eq!(rounded.kind(), Kind::Float);
+        let narrow = rounded.to_kind(Kind::BFloat16).to_kind(Kind::Float);
+        assert!(rounded.ne_tensor(&narrow).any().int64_value(&[]) == 1);
+        assert_eq!(
+            rounded,
+            fp8_round_trip(&found.to_kind(Kind::Float), ScaleFormat::F32)
+        );
     }
 
     #[test]

@@ -15,10 +15,41 @@ use tch::{Kind, Tensor};
 /// scores `[..,Q,S]` -> i64 `[..,Q,min(topk,S)]`.
 pub fn select_topk(scores: &Tensor, topk: i64) -> Tensor {
     let scores = scores.detach();
+    let num_keys = *scores.size().last().expect("scores are [.., Q, S]");
+    if topk < num_keys
+        && !scores.device().is_cuda()
+        && let Some(selected) = select_without_ties(&scores, topk)
+    {
+        return selected;
+    }
+    select_with_ties(&scores, topk.min(num_keys))
+}
+
+/// [`select_topk`] by libtorch's choice, or `None` where a row has a tie between the last key selected
+/// and the first left out, among which that choice is arbitrary. Passes over K columns instead of S but
+/// for one; looking for ties waits for the device.
+fn select_without_ties(scores: &Tensor, topk: i64) -> Option<Tensor> {
+    let num_keys = *scores.size().last()?;
+    let (highest, keys) = scores.topk(topk + 1, -1, true, true);
+    let (last, next) = (highest.select(-1, topk - 1), highest.select(-1, topk));
+    let tied = last
+        .eq_tensor(&next)
+        .logical_and(&last.gt(f64::NEG_INFINITY));
+    if tied.any().int64_value(&[]) != 0 {
+        return None;
+    }
+    let absent = highest.narrow(-1, 0, topk).eq(f64::NEG_INFINITY);
+    let (ascending, _) = keys
+        .narrow(-1, 0, topk)
+        .masked_fill(&absent, num_keys)
+        .sort(-1, false);
+    Some(ascending.masked_fill(&ascending.eq(num_keys), -1))
+}
+
+/// [`select_topk`] whatever the scores are, for `num_selected` at most S.
+fn select_with_ties(scores: &Tensor, num_selected: i64) -> Tensor {
     let mut shape = scores.size();
     let num_keys = shape.pop().expect("scores are [.., Q, S]");
-    let num_selected = topk.min(num_keys);
-
     let is_selected = if num_selected == num_keys {
         scores.gt(f64::NEG_INFINITY)
     } else {
@@ -79,6 +110,19 @@ mod tests {
     }
 
     #[test]
+    fn only_ties_at_the_boundary_take_the_long_way() {
+        let row = |scores: &[f32]| Tensor::from_slice(scores).view([1, -1]);
+        let short = |scores: &[f32]| {
+            select_without_ties(&row(scores), 2)
+                .map(|s| Vec::<i64>::try_from(s.view([-1])).unwrap())
+        };
+        assert_eq!(short(&[1.0, 3.0, 2.0, 2.0]), None);
+        assert_eq!(short(&[1.0, 3.0, 3.0, 1.0]), Some(vec![1, 2]));
+        assert_eq!(short(&[NONE, NONE, 3.0, NONE]), Some(vec![2, -1]));
+        assert_eq!(short(&[-0.0, 3.0, 0.0, NONE]), None);
+    }
+
+    #[test]
     fn selection_has_no_gradient() {
         let scores = Tensor::from_slice(&[1.0_f32, 2.0])
             .view([1, 2])
@@ -104,9 +148,12 @@ mod tests {
                 smooth.masked_fill(&Tensor::rand(&shape, options).gt(0.2), f64::from(NONE));
             let constant = smooth.zeros_like();
             for scores in [smooth, coarse, sparse, hidden, constant] {
+                let expected = reference::select_topk(&scores, topk);
+                assert_eq!(select_topk(&scores, topk), expected, "{scores}");
+                let num_selected = topk.min(*shape.last().unwrap());
                 assert_eq!(
-                    select_topk(&scores, topk),
-                    reference::select_topk(&scores, topk),
+                    select_with_ties(&scores, num_selected),
+                    expected,
                     "{scores}"
                 );
             }

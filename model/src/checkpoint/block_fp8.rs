@@ -25,39 +25,56 @@ pub(super) fn scale_shape(shape: &[i64], block: BlockSize) -> Vec<i64> {
     vec![blocks(shape[0], block[0]), blocks(shape[1], block[1])]
 }
 
-/// The weight `name` of `file`, times its scales in `scale_file`, as f32 `[out, in]`. A row of
-/// blocks is in memory besides the result.
+/// What is wrong with the weight `name` of `file` and its scales in `scale_file`, as their headers say,
+/// and which file says so.
 ///
 /// # Errors
-/// Not a matrix, scales of another shape or in FP8 themselves, or a file that can't be read.
-pub(super) fn read(
+/// Not a matrix, or scales of another shape or in FP8 themselves.
+pub(super) fn check(
     file: &SafetensorsFile,
     name: &str,
     scale_file: &SafetensorsFile,
     block: BlockSize,
-) -> Result<Tensor, WeightError> {
+) -> Result<(), WeightError> {
     let shape = file.shape(name);
-    let &[_, num_columns] = shape.as_slice() else {
+    if shape.len() != 2 {
         return Err(malformed(
             file.path(),
             format!(
                 "tensor '{name}' is in FP8 and has shape {shape:?}; block scales are for matrices"
             ),
         ));
-    };
+    }
     let scale_name = scale_name(name);
     let (found, expected) = (scale_file.shape(&scale_name), scale_shape(&shape, block));
-    if found != expected || scale_file.is_fp8(&scale_name) {
-        return Err(malformed(
-            scale_file.path(),
-            format!(
-                "tensor '{scale_name}' has shape {found:?}; the scales of '{name}' {shape:?} in \
-                 blocks of {} x {} are F32 of shape {expected:?}",
-                block[0], block[1]
-            ),
-        ));
+    if found == expected && !scale_file.is_fp8(&scale_name) {
+        return Ok(());
     }
-    let scales = scale_file.read(&scale_name)?;
+    Err(malformed(
+        scale_file.path(),
+        format!(
+            "tensor '{scale_name}' has shape {found:?}; the scales of '{name}' {shape:?} in \
+             blocks of {} x {} are F32 of shape {expected:?}",
+            block[0], block[1]
+        ),
+    ))
+}
+
+/// The weight `name` of `file`, times its scales in `scale_file`, as f32 `[out, in]`. A row of
+/// blocks is in memory besides the result.
+///
+/// # Errors
+/// What [`check`] finds, or a file that can't be read.
+pub(super) fn read(
+    file: &SafetensorsFile,
+    name: &str,
+    scale_file: &SafetensorsFile,
+    block: BlockSize,
+) -> Result<Tensor, WeightError> {
+    check(file, name, scale_file, block)?;
+    let shape = file.shape(name);
+    let num_columns = shape[1];
+    let scales = scale_file.read(&scale_name(name))?;
     let values = Tensor::empty(&shape, (Kind::Float, Device::Cpu));
     let (rows, columns) = (block[0] as i64, (block[1] as i64).min(num_columns));
     let piece_len = block[0].saturating_mul(num_columns as usize).max(1);

@@ -104,7 +104,9 @@ fn model_type(keys: &Keys) -> Result<ModelType, WeightError> {
     let found = FAMILIES.into_iter().find(|family| family.name() == name);
     found.ok_or_else(|| {
         let known = FAMILIES.map(ModelType::name).join(", ");
-        keys.malformed(format!("model_type '{name}' is not known; {known} are"))
+        keys.malformed(format!(
+            "model_type '{name}' is not known; {known} are: choose a model of one of these families"
+        ))
     })
 }
 

@@ -1,7 +1,7 @@
 //! A search for weights that are NaN or infinite, which no forward pass survives.
 //!
 //! It reads the whole model, one tensor after the other, so it is done on request
-//! (`baleen import --check-finite`).
+//! (`--check-finite`, or `check_finite` in a run's configuration).
 
 use std::path::Path;
 
@@ -22,11 +22,28 @@ pub fn check_finite(path: &Path) -> Result<(), CheckpointError> {
         let tensor = source.tensor(&name, &shape)?;
         found.extend(description(&name, &tensor));
     }
+    refuse(path, &found)
+}
+
+/// The same of weights that were read already, by their names; `path` is where they came from.
+///
+/// # Errors
+/// Weights that are not finite, described as by [`check_finite`].
+pub fn check_finite_weights<'a>(
+    path: &Path,
+    weights: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
+) -> Result<(), CheckpointError> {
+    let described = |(name, tensor)| description(name, tensor);
+    let found: Vec<String> = weights.into_iter().filter_map(described).collect();
+    refuse(path, &found)
+}
+
+fn refuse(path: &Path, found: &[String]) -> Result<(), CheckpointError> {
     match found.is_empty() {
         true => Ok(()),
         false => Err(CheckpointError::NotFinite {
             path: path.to_path_buf(),
-            tensors: listed(&found),
+            tensors: listed(found),
         }),
     }
 }

@@ -117,11 +117,12 @@ impl HfFolder {
     ///
     /// # Errors
     /// Missing tensors, tensors that nothing asks for, other shapes, FP8 weights without their
-    /// scales: all are named, up to a sensible length. Or an output head that differs from the
-    /// embedding it is tied to.
+    /// scales: all are named, up to a sensible length. Or scales that don't fit their weight, or an
+    /// output head that differs from the embedding it is tied to.
     pub fn check(&self, config: &ModelConfig) -> Result<(), WeightError> {
         let mut known = HashSet::new();
         let (mut missing, mut misshapen, mut unscaled) = (Vec::new(), Vec::new(), Vec::new());
+        let mut badly_scaled = None;
         for (name, shape) in expected_tensors(config) {
             let Some(file) = self.file(&name) else {
                 missing.push(format!("'{name}'"));
@@ -140,8 +141,15 @@ impl HfFolder {
             }
             if file.is_fp8(&name) {
                 let scale = block_fp8::scale_name(&name);
-                if self.file(&scale).is_none() {
-                    unscaled.push(format!("'{name}' without '{scale}'"));
+                match self.file(&scale) {
+                    None => unscaled.push(format!("'{name}' without '{scale}'")),
+                    // The first is enough: they are wrong for one reason.
+                    Some(scales) if badly_scaled.is_none() => {
+                        let block = self.block_size(&name);
+                        let checked = block.and_then(|b| block_fp8::check(file, &name, scales, b));
+                        badly_scaled = checked.err();
+                    }
+                    Some(_) => {}
                 }
                 known.insert(scale);
             }
@@ -166,7 +174,15 @@ impl HfFolder {
         .map(|(what, names)| what.to_string() + &listed(&names))
         .collect();
         if !problems.is_empty() {
-            return Err(malformed(&self.dir, problems.join("; ")));
+            let advice = "download or convert the model again, or mend its config.json where that \
+                          describes another model";
+            return Err(malformed(
+                &self.dir,
+                format!("{}; {advice}", problems.join("; ")),
+            ));
+        }
+        if let Some(error) = badly_scaled {
+            return Err(error);
         }
         if config.tie_word_embeddings && self.places.contains_key(HEAD) {
             self.check_tied_head()?;
@@ -259,16 +275,20 @@ impl HfFolder {
                 ),
             ));
         };
-        let Some(block) = self.format.weight_block_size else {
-            return Err(malformed(
+        block_fp8::read(file, name, scale_file, self.block_size(name)?)
+    }
+
+    /// Rows and columns that share a scale of the FP8 tensor `name`.
+    fn block_size(&self, name: &str) -> Result<block_fp8::BlockSize, WeightError> {
+        self.format.weight_block_size.ok_or_else(|| {
+            malformed(
                 &self.dir.join("config.json"),
                 format!(
                     "the key 'quantization_config.weight_block_size' is missing; tensor '{name}' \
-                     is in FP8"
+                     is in FP8: add the key as the model's release has it, [128, 128] in DeepSeek's"
                 ),
-            ));
-        };
-        block_fp8::read(file, name, scale_file, block)
+            )
+        })
     }
 }
 

@@ -146,6 +146,12 @@ fn configs_from_before_the_families_still_load() {
     let mixtral = read(mixtral_json).unwrap();
     assert_eq!(mixtral.model_type, ModelType::Mixtral);
     assert_eq!(mixtral.moe, Some(MoeConfig::mixtral(4, 2)));
+    let mut contradiction = llama_json.clone();
+    contradiction["model_type"] = serde_json::json!("mixtral");
+    assert_eq!(
+        read(contradiction).unwrap().problems(),
+        ["model_type mixtral needs moe"]
+    );
     let mut unknown = llama_json;
     unknown["n_heads"] = serde_json::json!(1);
     assert!(read(unknown).unwrap_err().to_string().contains("n_heads"));

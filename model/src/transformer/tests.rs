@@ -226,6 +226,34 @@ fn take_gradients(model: &Transformer) -> Vec<(String, ParameterGroup, Option<Te
         .collect()
 }
 
+/// `gradient` against central differences of `loss` along itself, which shows a wrong size, and along three
+/// fixed directions, which show a part of the derivative that it lacks. Within 2 % of its norm.
+#[track_caller]
+fn assert_slopes(weight: &Tensor, gradient: &Tensor, step: f64, loss: impl Fn() -> f64) {
+    let norm = gradient.norm().double_value(&[]);
+    assert!(norm > 0.0, "a gradient of zeros proves nothing");
+    let mut directions = vec![gradient / norm];
+    for seed in 0..3 {
+        let draw = fresh_tensor(seed, "direction", &gradient.size(), 1.0);
+        directions.push(&draw / draw.norm());
+    }
+    let mut weight = weight.detach();
+    let start = weight.copy();
+    for (index, direction) in directions.iter().enumerate() {
+        let mut shifted = |by: f64| {
+            weight.copy_(&(&start + direction * by));
+            tch::no_grad(&loss)
+        };
+        let found = (shifted(step) - shifted(-step)) / (2.0 * step);
+        let expected = (gradient * direction).sum(Kind::Double).double_value(&[]);
+        assert!(
+            (found - expected).abs() < 0.02 * norm,
+            "direction {index}: {found} against {expected}, of {norm}"
+        );
+    }
+    weight.copy_(&start);
+}
+
 /// The same parameters have gradients, equal within `tolerance` of each tensor's largest entry.
 #[track_caller]
 fn assert_same_gradients(

@@ -306,11 +306,7 @@ fn run_config() -> RunConfig {
     RunConfig {
         name: "bench".to_string(),
         seed: 0,
-        model: PolicyConfig {
-            source: PolicySource::Path(String::new()),
-            upcycle: None,
-            dsa: None,
-        },
+        model: PolicyConfig::unchanged(PolicySource::Path(String::new())),
         environments: Vec::new(),
         system_prompt: None,
         sampling: SamplingConfig::default(),

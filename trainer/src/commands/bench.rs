@@ -87,9 +87,9 @@ fn load(args: &Args) -> Result<LoadedModel, Failure> {
         PolicySource::Path(path.display().to_string())
     };
     args.model.load_policy(&PolicyConfig {
-        source,
         upcycle: args.upcycle.clone(),
         dsa: args.dsa.clone(),
+        ..args.model.source(source)
     })
 }
 

@@ -48,13 +48,11 @@ enum Dtype {
 /// Reads, transforms and writes the model.
 pub fn run(args: &Args) -> Result<(), Failure> {
     logging::start()?;
-    if args.check_finite {
-        model::checkpoint::check_finite(&args.source)?;
-    }
     let wish = PolicyConfig {
         source: PolicySource::Path(args.source.display().to_string()),
         upcycle: args.upcycle.clone(),
         dsa: args.dsa.clone(),
+        check_finite: args.check_finite,
     };
     let parts = policy::open(&wish, args.seed)?;
     let (policy, tokenizer) = policy::load(parts, Kind::Float, Device::Cpu)?;

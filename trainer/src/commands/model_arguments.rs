@@ -30,6 +30,9 @@ pub struct ModelArguments {
     /// CPU threads; 0 takes all cores
     #[arg(long, default_value_t = 0)]
     threads: usize,
+    /// Search the model for weights that are NaN or infinite first, and refuse them
+    #[arg(long)]
+    check_finite: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -61,9 +64,9 @@ impl ModelArguments {
         let (kind, device) = self.start()?;
         let layout = RunLayout::new(&self.model);
         let (policy, tokenizer, attention) = if layout.is_run() {
-            policy_of_run(&layout, kind, device)?
+            self.load_run(&layout, kind, device)?
         } else {
-            let (policy, tokenizer) = load_path(&self.model, kind, device)?;
+            let (policy, tokenizer) = self.load_path(&self.model, kind, device)?;
             (policy, tokenizer, Attention::Sparse)
         };
         Ok(self.loaded(policy, tokenizer, attention))
@@ -74,6 +77,63 @@ impl ModelArguments {
         let (kind, device) = self.start()?;
         let (policy, tokenizer) = policy::load(policy::open(source, 0)?, kind, device)?;
         Ok(self.loaded(policy, tokenizer, Attention::Sparse))
+    }
+
+    fn load_path(
+        &self,
+        path: &Path,
+        kind: Kind,
+        device: Device,
+    ) -> Result<(Transformer, Tokenizer), TrainerError> {
+        let source = self.source(PolicySource::Path(path.display().to_string()));
+        policy::load(policy::open(&source, 0)?, kind, device)
+    }
+
+    /// What `source` holds, looked through where that is asked for.
+    pub fn source(&self, source: PolicySource) -> PolicyConfig {
+        PolicyConfig {
+            check_finite: self.check_finite,
+            ..PolicyConfig::unchanged(source)
+        }
+    }
+
+    /// The final policy of a complete run, else that of the newest checkpoint, with the attention it
+    /// was trained for.
+    fn load_run(
+        &self,
+        layout: &RunLayout,
+        kind: Kind,
+        device: Device,
+    ) -> Result<(Transformer, Tokenizer, Attention), Failure> {
+        let config = layout.read_config()?;
+        if layout.model_path().exists() {
+            let (policy, tokenizer) = self.load_path(&layout.model_path(), kind, device)?;
+            let attention = attention_at(&config, config.stages.len());
+            return Ok((policy, tokenizer, attention));
+        }
+        let latest = Checkpoints::new(&layout.checkpoints_path(), config.checkpoints.keep)
+            .latest()
+            .map_err(TrainerError::from)?
+            .ok_or_else(|| {
+                let text = format!("run {} has no checkpoint yet", layout.root().display());
+                Failure::running(text).hint("wait for its first one, or resume it if it has ended")
+            })?
+            .checkpoint;
+        let (policy, tokenizer) =
+            policy::load(policy::open(&config.model, config.seed)?, kind, device)?;
+        let targets: Vec<_> = policy
+            .parameters()
+            .into_iter()
+            .map(|parameter| (parameter.name.as_str(), &parameter.master))
+            .collect();
+        latest.load_weights(&targets).map_err(TrainerError::from)?;
+        if self.check_finite {
+            model::checkpoint::check_finite_weights(&latest.path, targets)?;
+        }
+        policy.publish();
+        tracing::info!("using {}", latest.path.display());
+        let attention = attention_at(&config, latest.state.stage);
+        Ok((policy, tokenizer, attention))
     }
 
     fn start(&self) -> Result<(Kind, Device), Failure> {
@@ -101,57 +161,6 @@ impl ModelArguments {
             Dtype::Bf16 => Compute::Bf16,
         }
     }
-}
-
-fn load_path(
-    path: &Path,
-    kind: Kind,
-    device: Device,
-) -> Result<(Transformer, Tokenizer), TrainerError> {
-    let source = PolicyConfig {
-        source: PolicySource::Path(path.display().to_string()),
-        upcycle: None,
-        dsa: None,
-    };
-    policy::load(policy::open(&source, 0)?, kind, device)
-}
-
-/// The final policy of a complete run, else that of the newest checkpoint, with the attention it
-/// was trained for.
-fn policy_of_run(
-    layout: &RunLayout,
-    kind: Kind,
-    device: Device,
-) -> Result<(Transformer, Tokenizer, Attention), Failure> {
-    let config = layout.read_config()?;
-    if layout.model_path().exists() {
-        let (policy, tokenizer) = load_path(&layout.model_path(), kind, device)?;
-        return Ok((
-            policy,
-            tokenizer,
-            attention_at(&config, config.stages.len()),
-        ));
-    }
-    let latest = Checkpoints::new(&layout.checkpoints_path(), config.checkpoints.keep)
-        .latest()
-        .map_err(TrainerError::from)?
-        .ok_or_else(|| {
-            let text = format!("run {} has no checkpoint yet", layout.root().display());
-            Failure::running(text).hint("wait for its first one, or resume it if it has ended")
-        })?
-        .checkpoint;
-    let (policy, tokenizer) =
-        policy::load(policy::open(&config.model, config.seed)?, kind, device)?;
-    let targets: Vec<_> = policy
-        .parameters()
-        .into_iter()
-        .map(|parameter| (parameter.name.as_str(), &parameter.master))
-        .collect();
-    latest.load_weights(&targets).map_err(TrainerError::from)?;
-    policy.publish();
-    tracing::info!("using {}", latest.path.display());
-    let attention = attention_at(&config, latest.state.stage);
-    Ok((policy, tokenizer, attention))
 }
 
 impl LoadedModel {

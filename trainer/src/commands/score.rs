@@ -1,9 +1,10 @@
 //! `baleen score`: log-probs of given token ids, for comparison with other implementations.
 //!
 //! Input, a line a sequence: `{"tokens": [1, 2, 3]}`. Output, a line each, in order: `logprobs` of
-//! tokens 1.. (one fewer than tokens, nats, temperature 1); with `--routing` the experts
-//! `routing[layer][token][k]`; with `--selected` the attended keys `selected[layer][token]`,
-//! positions in ascending order. Log-probs are those of the trainer's forward pass.
+//! tokens 1.. (one fewer than tokens, nats, temperature 1); with `--logits` those of every token,
+//! `logits[token][vocabulary]`; with `--routing` the experts `routing[layer][token][k]`; with
+//! `--selected` the attended keys `selected[layer][token]`, positions in ascending order, where a
+//! layer selects. All are those of the trainer's forward pass.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -24,6 +25,9 @@ pub struct Args {
     /// JSON lines, {"tokens": [1, 2, 3]} each
     #[arg(long, value_name = "FILE.jsonl")]
     input: PathBuf,
+    /// Also print the logits of every token, one for each id of the vocabulary
+    #[arg(long)]
+    logits: bool,
     /// Also print the experts of every token
     #[arg(long)]
     routing: bool,
@@ -40,6 +44,8 @@ struct InputLine {
 #[derive(Debug, Serialize)]
 struct OutputLine {
     logprobs: Vec<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logits: Option<Vec<Vec<f32>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     routing: Option<Vec<Vec<Vec<i64>>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -61,7 +67,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let tokens = parse(&line, model.policy.config())
             .map_err(|problem| format!("{}:{}: {problem}", args.input.display(), index + 1))
             .map_err(Failure::usage)?;
-        let scored = tch::no_grad(|| score(&model, &tokens, args.routing, args.selected));
+        let scored = tch::no_grad(|| score(&model, &tokens, args));
         let text = serde_json::to_string(&scored).map_err(Failure::running)?;
         if !output::print_line(&text)? {
             break;
@@ -92,12 +98,12 @@ fn parse(line: &str, config: &model::ModelConfig) -> Result<Vec<u32>, String> {
     Ok(tokens)
 }
 
-fn score(model: &LoadedModel, tokens: &[u32], routing: bool, selected: bool) -> OutputLine {
+fn score(model: &LoadedModel, tokens: &[u32], args: &Args) -> OutputLine {
     let device = model.policy.device();
     let input = PackedInput::from_sequences(&[tokens], device);
     let output = model
         .policy
-        .forward_packed(&input, &model.recording(selected));
+        .forward_packed(&input, &model.recording(args.selected));
     let num_targets = tokens.len() as i64 - 1;
     let rows = Tensor::arange(num_targets, (tch::Kind::Int64, device));
     let targets = input.tokens.narrow(0, 1, num_targets);
@@ -111,7 +117,17 @@ fn score(model: &LoadedModel, tokens: &[u32], routing: bool, selected: bool) -> 
     };
     OutputLine {
         logprobs,
-        routing: output.routing.filter(|_| routing).map(|ids| by_layer(&ids)),
+        logits: args.logits.then(|| {
+            let logits = model
+                .policy
+                .logits(&output.hidden)
+                .to_kind(tch::Kind::Float);
+            Vec::try_from(logits).expect("logits are [T, vocab_size]")
+        }),
+        routing: output
+            .routing
+            .filter(|_| args.routing)
+            .map(|ids| by_layer(&ids)),
         // Nothing where no layer selects.
         selected: output
             .selected

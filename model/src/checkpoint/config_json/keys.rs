@@ -144,7 +144,10 @@ impl Keys {
     }
 
     pub(super) fn missing(&self, key: &str) -> WeightError {
-        self.malformed(format!("the key '{}{key}' is missing", self.prefix))
+        self.malformed(format!(
+            "the key '{}{key}' is missing; add it as the model's release has it",
+            self.prefix
+        ))
     }
 
     /// An error about the value of `key`.

@@ -287,6 +287,15 @@ fn a_model_with_fp8_weights_is_read_and_lacks_every_scale_it_lacks() {
     }
     assert!(num_quantised > 30, "{num_quantised}");
 
+    // Scales of another shape are found before a weight is read.
+    let weight = "model.layers.1.self_attn.indexer.wq_b.weight";
+    let mut flat = header.clone();
+    flat[&format!("{weight}_scale_inv")]["shape"] = json!([1]);
+    write(&flat);
+    let error = open(&path).map(|_| ()).unwrap_err().to_string();
+    let found = format!("tensor '{weight}_scale_inv' has shape [1]");
+    assert!(error.contains(&found), "{error}");
+
     // Scales under other names: the weights lack theirs, and nobody knows these.
     let renamed =
         header

@@ -15,7 +15,7 @@ use crate::tokenizer::Tokenizer;
 const TOLERANCE: f64 = 2e-5;
 /// Decoding sums in another order (latent attention in its absorbed form).
 const CACHED_TOLERANCE: f64 = 1e-4;
-const FAMILIES: [&str; 9] = [
+const FAMILIES: [&str; 10] = [
     "llama",
     "qwen2",
     "qwen3",
@@ -25,8 +25,15 @@ const FAMILIES: [&str; 9] = [
     "deepseek_v32",
     "glm_moe_dsa",
     "deepseek_v32_fp8",
+    "deepseek_v32_few_keys",
 ];
-const SPARSE: [&str; 3] = ["deepseek_v32", "glm_moe_dsa", "deepseek_v32_fp8"];
+/// The last gathers its keys, the others mask those not selected.
+const SPARSE: [&str; 4] = [
+    "deepseek_v32",
+    "glm_moe_dsa",
+    "deepseek_v32_fp8",
+    "deepseek_v32_few_keys",
+];
 
 /// A family's model folder and numbers.
 struct Family {
@@ -87,24 +94,29 @@ fn logits_of_every_family_equal_those_of_transformers() {
     }
 }
 
+/// Logits of every token, those after the first `prompt_len` decoded one by one.
+fn decoded(model: &Transformer, tokens: &[u32], prompt_len: usize, kind: Kind) -> Tensor {
+    let options = ForwardOptions::inference();
+    let (prompt, completion) = tokens.split_at(prompt_len);
+    let mut cache = KvCache::new(model.config(), 1, 48, kind, Device::Cpu);
+    tch::no_grad(|| {
+        let output = model.prefill(&mut cache, &[0], &[prompt], &options);
+        let mut hidden = vec![output.hidden];
+        for &token in completion {
+            let token = Tensor::from_slice(&[i64::from(token)]);
+            hidden.push(model.decode(&mut cache, &token, &options).hidden);
+        }
+        model.logits(&Tensor::cat(&hidden, 0))
+    })
+}
+
 #[test]
 fn prefill_and_decode_of_every_family_equal_the_whole_pass_of_transformers() {
     for name in FAMILIES {
         let family = Family::new(name);
         let (model, tokens) = (family.load(Kind::Float), family.tokens());
-        let options = ForwardOptions::inference();
         for prompt_len in [1, 7, tokens.len() - 1] {
-            let (prompt, completion) = tokens.split_at(prompt_len);
-            let mut cache = KvCache::new(model.config(), 1, 48, Kind::Float, Device::Cpu);
-            let found = tch::no_grad(|| {
-                let output = model.prefill(&mut cache, &[0], &[prompt], &options);
-                let mut hidden = vec![output.hidden];
-                for &token in completion {
-                    let token = Tensor::from_slice(&[i64::from(token)]);
-                    hidden.push(model.decode(&mut cache, &token, &options).hidden);
-                }
-                model.logits(&Tensor::cat(&hidden, 0))
-            });
+            let found = decoded(&model, &tokens, prompt_len, Kind::Float);
             assert_close(&found, &family.logits(), CACHED_TOLERANCE, name);
         }
     }
@@ -134,7 +146,7 @@ fn experts_of_every_family_equal_those_of_transformers() {
             None => assert!(output.routing.is_none(), "{name} has no experts"),
         }
     }
-    assert_eq!(checked, 6);
+    assert_eq!(checked, 7);
 }
 
 #[test]
@@ -285,9 +297,12 @@ fn bf16_of_every_family_is_as_near_to_f32_as_that_of_transformers() {
 
         // Free choices turn small differences into large ones, in transformers as here.
         let free = forward(&narrow, &family, &ForwardOptions::inference());
-        let (_, rms) = difference(&logits(&narrow, &free), &family.logits());
         let bound = family.expected["bf16"]["free"]["rms"].as_f64().unwrap();
-        assert!(rms < 2.0 * bound, "{name}: rms {rms} with free choices");
+        let cached = decoded(&narrow, &family.tokens(), 7, Kind::BFloat16);
+        for (what, found) in [("packed", logits(&narrow, &free)), ("cached", cached)] {
+            let (_, rms) = difference(&found, &family.logits());
+            assert!(rms < 2.0 * bound, "{name}: rms {rms}, free choices, {what}");
+        }
     }
 }
 

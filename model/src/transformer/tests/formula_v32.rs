@@ -10,7 +10,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::*;
-use crate::config::{MlaConfig, ScoringFunc, YarnConfig};
+use crate::config::{IndexerQuantization, MlaConfig, ScaleFormat, ScoringFunc, YarnConfig};
 use crate::context::PackContext;
 
 const TOLERANCE: f64 = 1e-5;
@@ -179,11 +179,9 @@ fn hidden_states_and_index_scores_of_every_layer_equal_those_of_transformers() {
     for (index, layer) in model.layers.iter().enumerate() {
         let name = format!("layer{index}");
         let found = layer.index_scores(&x, &pack);
-        let expected: Vec<Vec<Option<f32>>> = read(&golden["index_scores"][&name]);
-        let visible = |row: Vec<Option<f32>>| row.into_iter().map(|s| s.unwrap_or(-1e30)).collect();
-        let expected: Vec<Vec<f32>> = expected.into_iter().map(visible).collect();
+        let expected = matrix_of_visible(&golden["index_scores"][&name]);
         let found = found.masked_fill(&found.isinf(), -1e30);
-        assert_close(&found, &Tensor::from_slice2(&expected), TOLERANCE, &name);
+        assert_close(&found, &expected, TOLERANCE, &name);
         x = layer
             .packed(&x, &pack, request(Attention::Sparse), None, None)
             .x;
@@ -196,6 +194,38 @@ fn hidden_states_and_index_scores_of_every_layer_equal_those_of_transformers() {
             &name,
         );
     }
+}
+
+/// The Hadamard transform and e4m3, with scales of either format.
+#[test]
+fn quantised_index_scores_equal_those_of_rounded_queries_and_keys() {
+    let golden = golden();
+    let input = alone(&tokens());
+    let plain = matrix_of_visible(&golden["index_scores"]["layer0"]);
+    for (scale_format, name) in [(ScaleFormat::Ue8m0, "ue8m0"), (ScaleFormat::F32, "f32")] {
+        let quantised = ModelConfig {
+            dsa: Some(DsaConfig {
+                quantization: Some(IndexerQuantization { scale_format }),
+                ..DsaConfig::new(4, 16, 4)
+            }),
+            ..config()
+        };
+        let model = model_of(&quantised);
+        let pack = PackContext::new(model.config(), &input, Kind::Float);
+        let found = model.layers[0].index_scores(&model.embed(&input.tokens), &pack);
+        let found = found.masked_fill(&found.isinf(), -1e30);
+        let expected = matrix_of_visible(&golden["quantised_index_scores"][name]);
+        assert_close(&found, &expected, TOLERANCE, name);
+        assert!(max_difference(&expected, &plain) > 1e-2, "rounding shows");
+    }
+}
+
+/// Rows of scores, null where a key is not visible: -1e30.
+fn matrix_of_visible(value: &Value) -> Tensor {
+    let rows: Vec<Vec<Option<f32>>> = read(value);
+    let visible = |row: Vec<Option<f32>>| row.into_iter().map(|s| s.unwrap_or(-1e30)).collect();
+    let rows: Vec<Vec<f32>> = rows.into_iter().map(visible).collect();
+    Tensor::from_slice2(&rows)
 }
 
 fn request(attention: Attention) -> AttentionRequest {

@@ -67,57 +67,50 @@ fn branches_longer_than_what_is_masked_equal_their_sequences() {
     }
 }
 
-/// Every weight of a gathered and checkpointed pass: losses of language and indexer together.
+/// Weights of a pass, gathered or dense: losses of language and indexer, each by those that it trains.
 #[test]
-fn gradients_of_gathered_latents_equal_finite_differences() {
+fn gradients_of_latent_attention_and_its_indexer_equal_finite_differences() {
     let tokens = sequence(1, GATHERING);
-    let model = loud_model(&latent_sparse_config(TOPK), Kind::Float);
-    let ids = model.forward_packed(&alone(&tokens), &recording()).routing;
-    let ids = ids.unwrap();
-    let losses = || {
-        let options = ForwardOptions {
-            routing: Routing::Replay(ids.shallow_clone()),
-            indexer_loss: true,
-            ..ForwardOptions::inference()
+    for attention in [Attention::Sparse, Attention::Dense] {
+        let model = loud_model(&latent_sparse_config(TOPK), Kind::Float);
+        let ids = model.forward_packed(&alone(&tokens), &recording()).routing;
+        let ids = ids.unwrap();
+        let losses = || {
+            let options = ForwardOptions {
+                routing: Routing::Replay(ids.shallow_clone()),
+                attention,
+                indexer_loss: true,
+                ..ForwardOptions::inference()
+            };
+            let output = model.forward_packed(&alone(&tokens), &options);
+            let kl = Tensor::stack(&output.indexer_losses, 0).sum(Kind::Float);
+            (language_loss(&model, &output.hidden, &tokens, 1), kl)
         };
-        let output = model.forward_packed(&alone(&tokens), &options);
-        let kl = Tensor::stack(&output.indexer_losses, 0).sum(Kind::Float);
-        (language_loss(&model, &output.hidden, &tokens, 1), kl)
-    };
-    let (language, kl) = losses();
-    (language + kl).backward();
-    for name in [
-        "layers.0.self_attn.kv_b_proj.weight",
-        "layers.0.self_attn.kv_a_proj_with_mqa.weight",
-        "layers.0.self_attn.q_a_layernorm.weight",
-        "layers.1.self_attn.q_b_proj.weight",
-        "layers.1.mlp.shared_experts.down_proj.weight",
-        "layers.1.self_attn.indexer.wq_b.weight",
-        "layers.1.self_attn.indexer.k_norm.bias",
-    ] {
-        let parameters = model.parameters();
-        let parameter = parameters.iter().find(|p| p.name.ends_with(name)).unwrap();
-        let is_indexer = parameter.group == ParameterGroup::Indexer;
-        let (slope, mut weight) = (parameter.master.grad(), parameter.master.detach());
-        let direction = &slope / slope.norm();
-        // The keys selected must not change on the way: the losses have steps where they do.
-        let step = 2e-4;
-        let along = |weight: &mut Tensor, by: f64| {
-            *weight += &direction * by;
-            let (language, kl) = tch::no_grad(losses);
-            let loss = if is_indexer { kl } else { language };
-            loss.double_value(&[])
-        };
-        let above = along(&mut weight, step);
-        let below = along(&mut weight, -2.0 * step);
-        along(&mut weight, step);
-        let expected = slope.norm().double_value(&[]);
-        let found = (above - below) / (2.0 * step);
-        let difference = (found - expected).abs();
-        assert!(
-            difference < 0.05 * expected,
-            "{name}: {found} against {expected}"
-        );
+        let (language, kl) = losses();
+        (language + kl).backward();
+        for name in [
+            "layers.0.self_attn.kv_b_proj.weight",
+            "layers.0.self_attn.kv_a_proj_with_mqa.weight",
+            "layers.0.self_attn.q_a_layernorm.weight",
+            "layers.1.self_attn.q_b_proj.weight",
+            "layers.1.mlp.shared_experts.down_proj.weight",
+            "layers.1.self_attn.indexer.wq_b.weight",
+            "layers.1.self_attn.indexer.wk.weight",
+            "layers.1.self_attn.indexer.weights_proj.weight",
+            "layers.1.self_attn.indexer.k_norm.weight",
+            "layers.1.self_attn.indexer.k_norm.bias",
+        ] {
+            let parameters = model.parameters();
+            let parameter = parameters.iter().find(|p| p.name.ends_with(name)).unwrap();
+            let is_indexer = parameter.group == ParameterGroup::Indexer;
+            let loss = || {
+                let (language, kl) = losses();
+                let loss = if is_indexer { kl } else { language };
+                loss.double_value(&[])
+            };
+            // The keys selected must not change on the way: the losses have steps where they do.
+            assert_slopes(&parameter.master, &parameter.master.grad(), 2e-4, loss);
+        }
     }
 }
 
