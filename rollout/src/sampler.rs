@@ -74,7 +74,7 @@ impl SamplingConfig {
     }
 
     /// Whether a filter may drop tokens.
-    fn truncates(&self) -> bool {
+    pub fn truncates(&self) -> bool {
         self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0
     }
 }

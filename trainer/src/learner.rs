@@ -14,7 +14,8 @@ use rollout::Group;
 use crate::batch::{self, MicroBatch, PackOptions, RoutingShape, TextDocument};
 use crate::config::{GrpoConfig, RunConfig};
 use crate::error::TrainerError;
-use crate::loss::{GrpoLossInput, GrpoLossParams, GrpoStats, grpo_loss, sft_loss};
+use crate::loss::{GrpoLoss, GrpoLossInput, GrpoLossParams, GrpoStats, grpo_loss, sft_loss};
+use crate::off_policy::TrainedSequence;
 use crate::optimizer::{AdamW, StepNorms};
 
 /// What a text stage trains.
@@ -118,6 +119,8 @@ pub struct GrpoStep {
     pub loss: f64,
     /// Objective's own figures, over all mini-batches.
     pub stats: GrpoStats,
+    /// Every sequence that was trained on.
+    pub sequences: Vec<TrainedSequence>,
     /// Gradient norms of the last mini-batch, before clipping.
     pub norms: StepNorms,
     /// |trainer - sampler| log-prob before the first update: mean, nats.
@@ -244,6 +247,8 @@ impl GrpoLearner<'_> {
         );
         step.loss += loss.loss.double_value(&[]);
         step.stats.merge(&loss.stats);
+        let age = step.optimizer_steps;
+        step.sequences.extend(trained_sequences(batch, &loss, age));
         if step.optimizer_steps == 0 {
             let gap = tch::no_grad(|| (&logprobs - &batch.sampler_logprobs).abs());
             let (first_tokens, count) = (step.stats.tokens as f64, gap.numel() as f64);
@@ -300,4 +305,23 @@ impl GrpoLearner<'_> {
         );
         (logprobs, output)
     }
+}
+
+/// The sequences of a micro-batch, trained `age` updates after they were sampled.
+fn trained_sequences(batch: &MicroBatch, loss: &GrpoLoss, age: usize) -> Vec<TrainedSequence> {
+    let row = |values: &Tensor| {
+        let values = values.to_kind(Kind::Double);
+        Vec::<f64>::try_from(values).expect("one number a sequence")
+    };
+    let (drifts, keeps) = (row(&loss.drift), row(&loss.keep));
+    let (advantages, lengths) = (row(&batch.advantages), row(&batch.lengths));
+    (0..drifts.len())
+        .map(|i| TrainedSequence {
+            drift: drifts[i],
+            advantage: advantages[i],
+            tokens: lengths[i] as usize,
+            age,
+            is_masked: keeps[i] == 0.0,
+        })
+        .collect()
 }

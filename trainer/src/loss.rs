@@ -53,6 +53,10 @@ pub struct GrpoLoss {
     pub loss: Tensor,
     /// What happened on the way.
     pub stats: GrpoStats,
+    /// mean_t(sampler_logprobs - logprobs) of each sequence, `[S]` f64, without gradient.
+    pub drift: Tensor,
+    /// M of each sequence, `[S]` bool.
+    pub keep: Tensor,
 }
 
 /// Sums over the tokens and sequences of one or, after [`GrpoStats::merge`], several micro-batches.
@@ -217,6 +221,8 @@ pub fn grpo_loss(input: &GrpoLossInput, params: &GrpoLossParams) -> GrpoLoss {
     GrpoLoss {
         loss: -(objective * input.token_weights.to_kind(kind)).sum(kind),
         stats: grpo_stats(input, params, &ratio, kl.as_ref(), &drift, &keep),
+        drift,
+        keep,
     }
 }
 

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::off_policy::OffPolicy;
 use crate::run_folder::replace_file;
 
 /// Figures of one step. Rewards, losses and norms are dimensionless; KL and log-probs in nats.
@@ -67,6 +68,12 @@ pub struct StepMetrics {
     /// Tokens of those sequences.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub masked_tokens: Option<usize>,
+    /// Drift of the sequences, and what the off-policy mask did.
+    #[serde(flatten)]
+    pub off_policy: OffPolicy,
+    /// Groups whose valid samples all earned the same reward: without advantage.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zero_spread_groups: Option<usize>,
     /// |trainer log-prob - sampler log-prob| before the first update of the step, mean over tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logprob_gap_mean: Option<f64>,

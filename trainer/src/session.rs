@@ -18,6 +18,7 @@ use crate::progress::Progress;
 use crate::prompts::PromptSource;
 use crate::run_folder::RunFolder;
 use crate::text::Corpus;
+use crate::without_effect::without_effect;
 
 /// Marks the numbers of prompts that text is made from; `grpo` asks those without it.
 const TEXT_PROMPTS: u64 = 1 << 62;
@@ -125,6 +126,9 @@ impl<'a> Session<'a> {
                 "model.dsa attaches an indexer, but no sparse_training stage brings it into use: attention stays \
                  dense, and the exported policy holds an indexer that should not be used yet"
             );
+        }
+        for sentence in without_effect(config, policy.config()) {
+            tracing::info!("without effect: {sentence}");
         }
         Ok(Session {
             config,

@@ -13,6 +13,7 @@ use super::{Failure, output};
 use crate::config::{RunConfig, StageConfig};
 use crate::config_file;
 use crate::policy;
+use crate::without_effect::without_effect;
 
 /// Room assumed for a prompt, in tokens, where its cache is estimated.
 const PROMPT_TOKENS: usize = 128;
@@ -60,6 +61,9 @@ fn describe(config: &RunConfig, shape: &ModelConfig, kind: Kind) -> String {
         "//   memory: about {:.1} GB",
         memory_bytes(config, shape, kind) as f64 / 1e9
     );
+    for sentence in without_effect(config, shape) {
+        let _ = writeln!(text, "//   without effect: {sentence}");
+    }
     text
 }
 

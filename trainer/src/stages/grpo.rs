@@ -10,6 +10,7 @@ use crate::config::GrpoConfig;
 use crate::error::TrainerError;
 use crate::learner::{GrpoLearner, GrpoStep};
 use crate::metrics::{StepMetrics, StepSecs};
+use crate::off_policy::OffPolicy;
 use crate::schedule;
 use crate::session::{Rollout, Session};
 
@@ -76,6 +77,16 @@ fn rewards(group: &Group) -> Vec<Option<f64>> {
         .collect()
 }
 
+/// Groups of which no sample is better than another; one valid sample has none to compare with.
+fn zero_spread_groups(groups: &[Group]) -> usize {
+    let is_flat = |group: &&Group| {
+        let mut valid = rewards(group).into_iter().flatten();
+        let first = valid.next();
+        valid.all(|reward| Some(reward) == first)
+    };
+    groups.iter().filter(is_flat).count()
+}
+
 fn metrics(rollout: &Rollout, step: &GrpoStep, train_secs: f64) -> StepMetrics {
     let samples = || rollout.groups.iter().flat_map(|group| &group.samples);
     let count = samples().count().max(1) as f64;
@@ -111,6 +122,8 @@ fn metrics(rollout: &Rollout, step: &GrpoStep, train_secs: f64) -> StepMetrics {
         clipped_share: learned(step.stats.clipped_share()),
         masked_sequences: Some(step.stats.masked_sequences as usize),
         masked_tokens: Some(step.stats.masked_tokens as usize),
+        off_policy: OffPolicy::of(&step.sequences),
+        zero_spread_groups: Some(zero_spread_groups(&rollout.groups)),
         logprob_gap_mean: learned(step.logprob_gap_mean),
         logprob_gap_max: learned(step.logprob_gap_max),
         routing_agreement_free: step.routing_agreement_free,
