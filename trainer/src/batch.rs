@@ -9,17 +9,19 @@
 
 use std::ops::Range;
 
+use environments::TaskKey;
 use kernels::tch::{Device, Tensor};
 use model::{Document, KeptTokens, PackedInput};
 use rollout::{Group, Sample};
 
 use self::payload::{routing_problem, sample_problem};
+use crate::config::EnvironmentConfig;
 
 mod payload;
 
 /// What to pack, and how.
 #[derive(Clone, Copy, Debug)]
-pub struct PackOptions {
+pub struct PackOptions<'a> {
     /// Tokens of a micro-batch, at most. Only a document that can't be split (a prompt with one
     /// sample, or a text) may exceed it, alone in its micro-batch.
     pub micro_batch_tokens: usize,
@@ -30,6 +32,8 @@ pub struct PackOptions {
     /// Leave out groups whose samples all have advantage 0: without a KL term they have no gradient.
     /// They still count in the mean over groups.
     pub skip_without_signal: bool,
+    /// Where tasks come from, each with the strength of its KL term.
+    pub environments: &'a [EnvironmentConfig],
     /// Where the tensors go.
     pub device: Device,
 }
@@ -64,6 +68,8 @@ pub struct MicroBatch {
     pub advantages: Tensor,
     /// Tokens of each sample, `[S]` i64.
     pub lengths: Tensor,
+    /// Strength of each sample's KL term, relative to the stage's, `[S]` f64.
+    pub kl_scales: Tensor,
     /// Share of each target in the step's objective, `[N]` f64.
     pub token_weights: Tensor,
 }
@@ -303,6 +309,7 @@ fn micro_batch(pieces: &[Piece], options: &PackOptions) -> MicroBatch {
     let (mut sampler_logprobs, mut kept) = (Vec::<f32>::new(), KeptTokens::default());
     let (mut sequence, mut token_weights) = (Vec::<i64>::new(), Vec::<f64>::new());
     let (mut advantages, mut lengths) = (Vec::<f64>::new(), Vec::<i64>::new());
+    let mut kl_scales = Vec::<f64>::new();
     let mut routing = Vec::<i64>::new();
     for piece in pieces {
         let prompt = &piece.group.prompt.tokens;
@@ -338,6 +345,7 @@ fn micro_batch(pieces: &[Piece], options: &PackOptions) -> MicroBatch {
             sequence.extend(std::iter::repeat_n(lengths.len() as i64, len));
             token_weights.extend(std::iter::repeat_n(piece.sample_weight / len as f64, len));
             advantages.push(*advantage);
+            kl_scales.push(kl_scale(options.environments, &piece.group.prompt.task));
             lengths.push(len as i64);
         }
         documents.push(Document {
@@ -364,8 +372,16 @@ fn micro_batch(pieces: &[Piece], options: &PackOptions) -> MicroBatch {
         sequence: Tensor::from_slice(&sequence).to_device(device),
         advantages: Tensor::from_slice(&advantages).to_device(device),
         lengths: Tensor::from_slice(&lengths).to_device(device),
+        kl_scales: Tensor::from_slice(&kl_scales).to_device(device),
         token_weights: Tensor::from_slice(&token_weights).to_device(device),
     }
+}
+
+/// The scale of the environment that `task` comes from; 1 where none of them makes such tasks.
+fn kl_scale(environments: &[EnvironmentConfig], task: &TaskKey) -> f64 {
+    let is_source = |e: &&EnvironmentConfig| (e.family, e.level) == (task.family, task.level);
+    let source = environments.iter().find(is_source);
+    source.map_or(1.0, |environment| environment.kl_scale)
 }
 
 #[cfg(test)]

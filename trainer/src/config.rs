@@ -116,8 +116,12 @@ pub struct EnvironmentConfig {
     #[serde(default = "defaults::level")]
     pub level: u32,
     /// Share of the prompts, relative to the others.
-    #[serde(default = "defaults::weight")]
+    #[serde(default = "defaults::unit")]
     pub weight: f64,
+    /// Strength of the KL term on these tasks, relative to the stage's `kl_beta`; 0 leaves them free of it.
+    /// The report gives every domain its own.
+    #[serde(default = "defaults::unit")]
+    pub kl_scale: f64,
 }
 
 /// Text of `indexer_warmup`, `sparse_training` and `sft`.
@@ -248,6 +252,9 @@ pub struct GrpoConfig {
     /// Keep training the indexer by its own KL; otherwise it is frozen in RL.
     #[serde(default)]
     pub train_indexer: bool,
+    /// Share of a rollout's samples that may fail through no fault of the policy; above it the run stops.
+    #[serde(default = "defaults::max_invalid_share")]
+    pub max_invalid_share: f64,
 }
 
 /// AdamW and gradient clipping.
@@ -339,7 +346,7 @@ mod defaults {
     pub(super) fn level() -> u32 {
         1
     }
-    pub(super) fn weight() -> f64 {
+    pub(super) fn unit() -> f64 {
         1.0
     }
     pub(super) fn documents_per_step() -> usize {
@@ -356,6 +363,9 @@ mod defaults {
     }
     pub(super) fn off_policy_delta() -> Option<f64> {
         Some(0.1)
+    }
+    pub(super) fn max_invalid_share() -> f64 {
+        0.1
     }
     pub(super) fn yes() -> bool {
         true

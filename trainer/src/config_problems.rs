@@ -29,6 +29,18 @@ impl RunConfig {
         );
         for (i, environment) in self.environments.iter().enumerate() {
             check_environment(environment, &format!("environments[{i}]"), &mut found);
+            let same_tasks = |other: &&EnvironmentConfig| {
+                (other.family, other.level) == (environment.family, environment.level)
+            };
+            let first = self.environments[..i].iter().find(same_tasks);
+            found.check(
+                first.is_none_or(|first| first.kl_scale == environment.kl_scale),
+                &format!("environments[{i}].kl_scale"),
+                format_args!(
+                    "is {}, but an earlier entry gives {} at level {} another; they are the same tasks",
+                    environment.kl_scale, environment.family, environment.level
+                ),
+            );
         }
         self.check_sampling(&mut found);
         found.at_least_one("max_batch_sequences", self.max_batch_sequences);
@@ -183,6 +195,14 @@ impl RunConfig {
             found.positive(&key("off_policy_delta"), delta);
         }
         found.check(
+            (0.0..=1.0).contains(&stage.max_invalid_share),
+            &key("max_invalid_share"),
+            format_args!(
+                "is {}; a share lies between 0 and 1 (1 never stops)",
+                stage.max_invalid_share
+            ),
+        );
+        found.check(
             !stage.train_indexer || self.may_have_indexer(),
             &key("train_indexer"),
             "is true, but the model has no indexer; set model.dsa or drop it",
@@ -327,6 +347,7 @@ fn check_environment(environment: &EnvironmentConfig, path: &str, found: &mut Pr
         ),
     );
     found.positive(&format!("{path}.weight"), environment.weight);
+    found.not_negative(&format!("{path}.kl_scale"), environment.kl_scale);
 }
 
 fn check_text(text: &TextConfig, path: &str, found: &mut Problems) {

@@ -64,6 +64,23 @@ pub enum TrainerError {
         /// Its name.
         stage: &'static str,
     },
+    /// Too many samples failed through no fault of the policy.
+    #[error(
+        "{invalid} of {total} samples of this rollout are invalid, more than max_invalid_share ({limit}) allows; \
+         the first: {reason}. All are in {path}; mend their cause, then resume: the rollout will be drawn again"
+    )]
+    InvalidSamples {
+        /// Invalid ones.
+        invalid: usize,
+        /// All.
+        total: usize,
+        /// Largest share.
+        limit: f64,
+        /// Why the first is.
+        reason: String,
+        /// The rollout's file.
+        path: PathBuf,
+    },
     /// The policy has no token that ends a completion.
     #[error(
         "the policy's config.json names no eos_token_id, so no completion could ever end; add one"

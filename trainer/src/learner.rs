@@ -189,7 +189,7 @@ impl GrpoLearner<'_> {
         Ok(step)
     }
 
-    fn pack_options(&self) -> PackOptions {
+    fn pack_options(&self) -> PackOptions<'_> {
         let moe = self
             .policy
             .config()
@@ -205,6 +205,7 @@ impl GrpoLearner<'_> {
             keep_sampling_mask: self.stage.keep_sampling_mask,
             // The indexer's own loss, where it trains, learns from every group.
             skip_without_signal: self.stage.kl_beta == 0.0 && !self.stage.train_indexer,
+            environments: &self.config.environments,
             device: self.policy.device(),
         }
     }
@@ -237,6 +238,7 @@ impl GrpoLearner<'_> {
                 sequence: &batch.sequence,
                 advantages: &batch.advantages,
                 lengths: &batch.lengths,
+                kl_scales: &batch.kl_scales,
                 token_weights: &batch.token_weights,
             },
             &GrpoLossParams {

@@ -1,12 +1,13 @@
 //! The GRPO loss of the report (3.1, equations 5 to 9) on packed tokens; pure functions.
 //!
 //! ```text
-//! J    = sum_t w_t * ( min(r_t A, clip(r_t, 1 - eps, 1 + eps) A) * M  -  beta * D_t )
+//! J    = sum_t w_t * ( min(r_t A, clip(r_t, 1 - eps, 1 + eps) A) * M  -  c beta * D_t )
 //! r_t  = exp(logprobs - sampler_logprobs)                                            (eq. 6)
 //! D_t  = r_t * ( exp(d) - d - 1 ),  d = ref_logprobs - logprobs                      (eq. 7)
 //! M    = 0 if A < 0 and mean_t(sampler_logprobs - logprobs) > delta, else 1          (eq. 9)
 //! ```
-//! N tokens, S sequences (completions); `w_t = 1 / (G |o_i|) / num_groups` comes precomputed. The
+//! N tokens, S sequences (completions); `w_t = 1 / (G |o_i|) / num_groups` comes precomputed, and
+//! c scales the KL term of a sequence's domain. The
 //! ratio inside D keeps its gradient (that makes D's gradient unbiased); M has none, is one decision
 //! a sequence and leaves D alone. Nothing is clamped: extreme tokens are counted, not silenced.
 
@@ -31,6 +32,8 @@ pub struct GrpoLossInput<'a> {
     pub advantages: &'a Tensor,
     /// Tokens of each sequence, `[S]`.
     pub lengths: &'a Tensor,
+    /// Strength of the KL term of each sequence's domain relative to `kl_beta`, c, `[S]`.
+    pub kl_scales: &'a Tensor,
     /// Share of each token in the step's objective, `[N]`.
     pub token_weights: &'a Tensor,
 }
@@ -215,7 +218,10 @@ pub fn grpo_loss(input: &GrpoLossInput, params: &GrpoLossParams) -> GrpoLoss {
         .ref_logprobs
         .map(|ref_logprobs| unbiased_kl(&ratio, logprobs, &ref_logprobs.to_kind(kind)));
     let objective = match &kl {
-        Some(kl) if params.kl_beta != 0.0 => surrogate - kl * params.kl_beta,
+        Some(kl) if params.kl_beta != 0.0 => {
+            let scales = input.kl_scales.to_kind(kind) * params.kl_beta;
+            surrogate - kl * scales.index_select(0, input.sequence)
+        }
         _ => surrogate,
     };
     GrpoLoss {

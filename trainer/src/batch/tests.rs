@@ -71,12 +71,13 @@ fn group(id: u64, prompt: &[u32], samples: &[&[u32]]) -> Group {
     }
 }
 
-fn options(micro_batch_tokens: usize) -> PackOptions {
+fn options(micro_batch_tokens: usize) -> PackOptions<'static> {
     PackOptions {
         micro_batch_tokens,
         keep_routing: Some(SHAPE),
         keep_sampling_mask: true,
         skip_without_signal: false,
+        environments: &[],
         device: Device::Cpu,
     }
 }
@@ -128,6 +129,31 @@ fn kept_tokens_follow_the_targets() {
     };
     let batch = pack(&groups, &advantages, &without).unwrap().remove(0);
     assert_eq!(batch.kept.offsets, [0; 5]);
+}
+
+#[test]
+fn samples_have_the_kl_scale_of_their_environment() {
+    let environment = |family, level, kl_scale| EnvironmentConfig {
+        family,
+        level,
+        weight: 1.0,
+        kl_scale,
+    };
+    let environments = [
+        environment(Family::Compare, 1, 3.0),
+        environment(Family::Sums, 2, 0.5),
+    ];
+    let mut groups = [1, 2, 3].map(|id| group(id, &[1, 2], &[&[20], &[30]]));
+    groups[0].prompt.task.level = 2;
+    groups[1].prompt.task.family = Family::Compare;
+    let advantages = vec![vec![Some(1.0), Some(-1.0)]; 3];
+    let options = PackOptions {
+        environments: &environments,
+        ..options(100)
+    };
+    let batch = pack(&groups, &advantages, &options).unwrap().remove(0);
+    // Sums at level 1 is none of them.
+    assert_eq!(floats(&batch.kl_scales), [0.5, 0.5, 3.0, 3.0, 1.0, 1.0]);
 }
 
 #[test]
@@ -207,6 +233,7 @@ fn step_loss(batches: &[MicroBatch]) -> (f64, Vec<f64>) {
             sequence: &batch.sequence,
             advantages: &batch.advantages,
             lengths: &batch.lengths,
+            kl_scales: &batch.kl_scales,
             token_weights: &batch.token_weights,
         };
         let params = GrpoLossParams {

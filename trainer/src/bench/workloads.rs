@@ -341,5 +341,6 @@ fn grpo_config() -> GrpoConfig {
         keep_routing: true,
         keep_sampling_mask: true,
         train_indexer: false,
+        max_invalid_share: 1.0,
     }
 }

@@ -155,6 +155,7 @@ fn environments(families: &[String], levels: &[u32]) -> Result<Vec<EnvironmentCo
                 family,
                 level,
                 weight: 1.0,
+                kl_scale: 1.0,
             })
         })
         .collect()

@@ -62,7 +62,7 @@ fn misspelt_key_is_located_and_corrected() {
     |             ^^^^^^^^^ did you mean `group_size`?
     = valid here: steps, prompts_per_step, group_size, mini_batches, learning_rate, \
              clip_epsilon, kl_beta, off_policy_delta, keep_routing, keep_sampling_mask, \
-             train_indexer"
+             train_indexer, max_invalid_share"
     );
 }
 

@@ -43,6 +43,18 @@ fn each_senseless_value_is_named_by_its_key() {
             "environments[0].weight=NaN",
             "environments[0].weight is NaN",
         ),
+        (
+            "environments[0].kl_scale=-1",
+            "environments[0].kl_scale is -1",
+        ),
+        (
+            "environments=[(family: sums), (family: sums, kl_scale: 2.0)]",
+            "environments[1].kl_scale is 2, but an earlier entry gives sums at level 1 another",
+        ),
+        (
+            "stages[1].grpo.max_invalid_share=1.5",
+            "stages[1].grpo.max_invalid_share is 1.5; a share lies between 0 and 1",
+        ),
         ("environments[0].level=0", "environments[0].level is 0"),
         (
             "environments[0].level=99",

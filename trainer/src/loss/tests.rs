@@ -42,6 +42,7 @@ struct Case {
     sequence: Tensor,
     advantages: Tensor,
     lengths: Tensor,
+    kl_scales: Tensor,
     token_weights: Tensor,
 }
 
@@ -62,6 +63,7 @@ impl Case {
             sequence: Tensor::from_slice(&sequence),
             advantages: Tensor::from_slice(advantages),
             lengths: Tensor::from_slice(&lengths),
+            kl_scales: Tensor::ones([lengths.len() as i64], (Kind::Double, Device::Cpu)),
             token_weights: Tensor::from_slice(&weights),
         }
     }
@@ -102,6 +104,7 @@ impl Case {
             sequence: &self.sequence,
             advantages: &self.advantages,
             lengths: &self.lengths,
+            kl_scales: &self.kl_scales,
             token_weights: &self.token_weights,
         }
     }
@@ -305,6 +308,23 @@ fn masked_sequence_keeps_its_kl_gradient() {
     let expected = numbers(&(ratio * log_ratio * &case.token_weights * 0.05));
     assert_close(&gradient[3..6], &expected[3..6], 1e-15);
     assert!(expected[3..6].iter().all(|g| g.abs() > 1e-4));
+}
+
+/// The middle one of three sequences is of a domain with twice the KL, the last of one without.
+#[test]
+fn kl_of_each_domain_has_its_own_strength() {
+    let mut case = Case::report();
+    case.kl_scales = Tensor::from_slice(&[1.0, 2.0, 0.0]);
+    let gradient = |kl_beta: f64| case.gradient(&case.loss(0.2, kl_beta, Some(0.5)).loss);
+    let of_kl = gradient(0.05).into_iter().zip(gradient(0.0));
+    let of_kl: Vec<f64> = of_kl.map(|(with, without)| with - without).collect();
+    let ratio = importance_ratio(&case.logprobs, &case.sampler_logprobs);
+    let log_ratio = &case.logprobs - &case.ref_logprobs;
+    let plain = numbers(&(ratio * log_ratio * &case.token_weights * 0.05));
+    let scales = [1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 0.0, 0.0, 0.0, 0.0];
+    let expected: Vec<f64> = plain.iter().zip(scales).map(|(a, b)| a * b).collect();
+    assert_close(&of_kl, &expected, 1e-15);
+    assert!(plain.iter().any(|g| g.abs() > 1e-4));
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! GRPO: sample groups, grade them, take the optimizer steps on them.
 
+use std::path::Path;
 use std::time::Instant;
 
-use environments::Split;
+use environments::{Split, Verdict};
 use rollout::{FinishReason, Group};
 
 use crate::advantage::group_advantages;
@@ -44,6 +45,9 @@ pub fn step(session: &mut Session, stage: &GrpoConfig) -> Result<StepMetrics, Tr
         .map(|advantage| advantage.unwrap_or(f64::NAN))
         .collect();
     rollout::rollout_file::write(&file, session.state.global_step + 1, &rollout.groups, &flat)?;
+    let samples = rollout.groups.iter().flat_map(|group| &group.samples);
+    let verdicts = samples.map(|sample| &sample.verdict);
+    refuse_invalid(verdicts, stage.max_invalid_share, &file)?;
 
     let learner = GrpoLearner {
         config: session.config,
@@ -67,6 +71,34 @@ pub fn step(session: &mut Session, stage: &GrpoConfig) -> Result<StepMetrics, Tr
         policy_age: Some(policy_age),
         ..metrics(&rollout, &step, train_secs)
     })
+}
+
+/// Stops the run where more than the share `limit` of a rollout's samples is invalid.
+fn refuse_invalid<'a>(
+    verdicts: impl Iterator<Item = &'a Verdict>,
+    limit: f64,
+    file: &Path,
+) -> Result<(), TrainerError> {
+    let (mut invalid, mut total, mut first) = (0, 0, None);
+    for verdict in verdicts {
+        total += 1;
+        if let Verdict::Invalid { reason } = verdict {
+            invalid += 1;
+            first = first.or(Some(reason));
+        }
+    }
+    match first {
+        Some(reason) if f64::from(invalid) > limit * f64::from(total) => {
+            Err(TrainerError::InvalidSamples {
+                invalid: invalid as usize,
+                total: total as usize,
+                limit,
+                reason: reason.clone(),
+                path: file.to_path_buf(),
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn rewards(group: &Group) -> Vec<Option<f64>> {
@@ -151,5 +183,42 @@ fn metrics(rollout: &Rollout, step: &GrpoStep, train_secs: f64) -> StepMetrics {
             ..StepSecs::default()
         },
         ..StepMetrics::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rollout_with_too_many_invalid_samples_stops_the_run() {
+        let graded = Verdict::Graded {
+            reward: 1.0,
+            extracted: None,
+        };
+        let invalid = Verdict::Invalid {
+            reason: "the sandbox did not start".to_string(),
+        };
+        let check = |num_invalid: usize, limit: f64| {
+            let verdicts = std::iter::repeat_n(&graded, 10 - num_invalid);
+            let verdicts = verdicts.chain(std::iter::repeat_n(&invalid, num_invalid));
+            refuse_invalid(
+                verdicts,
+                limit,
+                Path::new("runs/a/rollouts/step-000001.parquet"),
+            )
+        };
+        assert!(check(0, 0.0).is_ok());
+        assert!(check(1, 0.1).is_ok(), "the share itself is allowed");
+        assert!(check(10, 1.0).is_ok());
+        let error = check(2, 0.1).unwrap_err().to_string();
+        for part in [
+            "2 of 10",
+            "(0.1)",
+            "the sandbox did not start",
+            "step-000001",
+        ] {
+            assert!(error.contains(part), "{error}");
+        }
     }
 }
