@@ -11,6 +11,7 @@ mod determinism;
 mod disk_full;
 mod end_to_end;
 mod families;
+mod fsck;
 mod loading;
 mod program;
 mod refusal;

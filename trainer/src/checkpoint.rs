@@ -169,6 +169,9 @@ impl Checkpoint {
     }
 }
 
+/// A checkpoint, or what is wrong with it, by the name of its folder.
+pub type NamedCheckpoint = (String, Result<Checkpoint, CheckpointError>);
+
 /// The checkpoints of a run.
 #[derive(Debug)]
 pub struct Checkpoints {
@@ -267,6 +270,15 @@ impl Checkpoints {
             folder: self.items.path.clone(),
             problems: damaged.iter().map(ToString::to_string).collect(),
         })
+    }
+
+    /// Every checkpoint, oldest first, by its folder's name: as [`Checkpoints::latest`] would find it.
+    ///
+    /// # Errors
+    /// The folder can't be listed.
+    pub fn verify_all(&self) -> Result<Vec<NamedCheckpoint>, CheckpointError> {
+        let verified = |step| (step_name(step), self.verified(step));
+        Ok(self.steps()?.into_iter().map(verified).collect())
     }
 
     fn verified(&self, step: u64) -> Result<Checkpoint, CheckpointError> {

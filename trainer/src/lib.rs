@@ -11,6 +11,7 @@ pub mod config_file;
 mod config_problems;
 pub mod error;
 pub mod evaluation;
+pub mod fsck;
 pub mod learner;
 pub mod loss;
 pub mod metrics;

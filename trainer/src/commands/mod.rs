@@ -8,6 +8,7 @@ mod broken_invariant;
 mod chat;
 mod eval;
 mod failure;
+mod fsck;
 mod generate;
 mod import;
 mod logging;
@@ -37,6 +38,7 @@ Examples:
   baleen train configs/quickstart.ron --run runs/b --set seed=2 --set sampling.temperature=0.8
   baleen status runs/quickstart                    how far a run is, and how its rewards go
   baleen resume runs/quickstart                    continue after a stop, a crash or a kill
+  baleen fsck runs/quickstart                      whether everything in a run folder is whole
   baleen import model.gguf models/moe --upcycle experts=4,top_k=2 --dsa heads=4,dim=32,topk=16
   baleen generate models/moe --prompt 'What is 2 + 3?'
   baleen eval models/moe --family sums --level 2 --prompts 256
@@ -60,6 +62,7 @@ enum Command {
     Train(train::Args),
     Resume(resume::Args),
     Status(status::Args),
+    Fsck(fsck::Args),
     Import(import::Args),
     Generate(generate::Args),
     Score(score::Args),
@@ -78,6 +81,7 @@ impl Cli {
             Command::Train(args) => train::run(args),
             Command::Resume(args) => resume::run(args),
             Command::Status(args) => status::run(args),
+            Command::Fsck(args) => fsck::run(args),
             Command::Import(args) => import::run(args),
             Command::Generate(args) => generate::run(args),
             Command::Score(args) => score::run(args),
@@ -108,7 +112,7 @@ mod tests {
             .map(str::trim)
             .filter(|line| line.starts_with("baleen "))
             .collect();
-        assert_eq!(examples.len(), 10);
+        assert_eq!(examples.len(), 11);
         for example in examples {
             let without_comment = example.split("  ").next().expect("split gives one");
             // Enough shell for the examples: a quoted argument stays one.
