@@ -85,8 +85,30 @@ fn smoke_run_leaves_every_documented_file() {
         "{log}"
     );
     check_metrics(&run);
+    check_replay_cost(&run);
     check_learning(&run);
     check_status(&run);
+}
+
+/// Two layers of two experts, 2 bytes each, for every token that was forwarded: the last one is not.
+fn check_replay_cost(run: &Path) {
+    let lines = lines(run);
+    let grpo: Vec<_> = lines
+        .iter()
+        .filter(|line| line["stage"] == "grpo")
+        .collect();
+    assert_eq!(grpo.len(), 4);
+    for line in grpo {
+        let figure = |key: &str| line[key].as_f64().expect("a number");
+        let completion = figure("completion_tokens_mean");
+        let forwarded = figure("prompt_tokens_mean") + completion - 1.0;
+        let difference = figure("routing_bytes_per_token") - 8.0 * forwarded / completion;
+        assert!(difference.abs() < 1e-9, "{difference}");
+        assert!(
+            !line.contains_key("kept_bytes_per_token"),
+            "nothing is truncated"
+        );
+    }
 }
 
 /// A line a step with the figures of its stage and no others.

@@ -95,6 +95,12 @@ pub struct StepMetrics {
     /// Tokens that truncation left to choose from, mean over tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kept_tokens_mean: Option<f64>,
+    /// Bytes that the recorded experts take, of the prompt too, over completion tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub routing_bytes_per_token: Option<f64>,
+    /// Bytes that the recorded kept tokens take, over completion tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept_bytes_per_token: Option<f64>,
     /// Prompt length.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_tokens_mean: Option<f64>,

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use environments::{Split, Verdict};
+use model::KeptTokens;
 use rollout::{FinishReason, Group};
 
 use crate::advantage::group_advantages;
@@ -109,6 +110,10 @@ fn rewards(group: &Group) -> Vec<Option<f64>> {
         .collect()
 }
 
+fn kept_bytes(kept: &KeptTokens) -> usize {
+    size_of_val(&kept.ids[..]) + size_of_val(&kept.offsets[..])
+}
+
 /// Groups of which no sample is better than another; one valid sample has none to compare with.
 fn zero_spread_groups(groups: &[Group]) -> usize {
     let is_flat = |group: &&Group| {
@@ -134,6 +139,8 @@ fn metrics(rollout: &Rollout, step: &GrpoStep, train_secs: f64) -> StepMetrics {
         / valid;
     let completion_tokens: usize = samples().map(|sample| sample.tokens.len()).sum();
     let kept: usize = samples().map(|sample| sample.kept.ids.len()).sum();
+    let per_token =
+        |bytes: usize| (bytes > 0).then(|| bytes as f64 / completion_tokens.max(1) as f64);
     let prompt_tokens: usize = rollout
         .groups
         .iter()
@@ -165,6 +172,13 @@ fn metrics(rollout: &Rollout, step: &GrpoStep, train_secs: f64) -> StepMetrics {
         entropy: Some(rollout.stats.mean_entropy),
         prompt_tokens_mean: Some(prompt_tokens as f64 / rollout.groups.len().max(1) as f64),
         completion_tokens_mean: Some(completion_tokens as f64 / count),
+        routing_bytes_per_token: per_token(
+            samples().map(|s| size_of_val(&s.routing.ids[..])).sum(),
+        ),
+        kept_bytes_per_token: match kept {
+            0 => None,
+            _ => per_token(samples().map(|s| kept_bytes(&s.kept)).sum()),
+        },
         kept_tokens_mean: (kept > 0).then(|| kept as f64 / completion_tokens.max(1) as f64),
         finished_share: Some(
             samples()
