@@ -14,6 +14,16 @@ use crate::ron_text;
 /// Sections that don't touch the weights.
 const FREE_SECTIONS: [&str; 2] = ["checkpoints.", "evaluation."];
 
+/// Keys that the configuration did not have from the start, each with the value that means what was done
+/// before: so valued they don't count in a fingerprint, and a run begun before there was the key goes on.
+/// Whoever adds a key adds a line.
+const LATER_KEYS: [(&str, &str); 4] = [
+    (".initializer_range", "0.02"),
+    ("model.check_finite", "false"),
+    (".kl_scale", "1.0"),
+    (".grpo.max_invalid_share", "0.1"),
+];
+
 /// Checks that a run begun with `saved` can continue with `edited`.
 ///
 /// # Errors
@@ -47,7 +57,10 @@ pub fn fingerprint(config: &RunConfig) -> String {
     let mut hasher = blake3::Hasher::new();
     for (key, value) in leaves(config) {
         let is_free = FREE_SECTIONS.iter().any(|section| key.starts_with(section));
-        if !is_free && extensible.as_ref() != Some(&key) {
+        let is_later = LATER_KEYS
+            .iter()
+            .any(|(name, before)| key.ends_with(name) && value == *before);
+        if !is_free && !is_later && extensible.as_ref() != Some(&key) {
             hasher.update(format!("{key}={value}\n").as_bytes());
         }
     }
@@ -126,6 +139,25 @@ mod tests {
             "stages[1].grpo.steps=50",
         ];
         assert_eq!(refused(&free), Vec::<String>::new());
+    }
+
+    /// A key added since must leave this fingerprint alone, or runs of older builds no longer resume.
+    #[test]
+    fn keys_added_later_leave_the_fingerprint_of_older_runs() {
+        let with = |argument: &str| {
+            let edited = config_file::with_override(&saved(), argument);
+            fingerprint(&edited.unwrap_or_else(|error| panic!("{error}")))
+        };
+        let first = "03343d53f97163948beb6c843637ee998fa723815118995ec9b6db014f4bd568";
+        assert_eq!(fingerprint(&saved()), first);
+        for argument in [
+            "model.check_finite=true",
+            "environments[0].kl_scale=2",
+            "stages[1].grpo.max_invalid_share=0.2",
+        ] {
+            assert_ne!(with(argument), first, "{argument}");
+        }
+        assert_eq!(with("environments[0].kl_scale=1"), first);
     }
 
     #[test]
