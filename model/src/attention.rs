@@ -303,9 +303,9 @@ impl AttentionLayer {
         // Once, not once a tile: the copy is kept for the backward pass, and gradients add up in it.
         let kind = kernels::dsa::accumulation_kind(&heads.q);
         let k = heads.k.to_kind(kind);
-        let own_values = match &heads.v {
-            HeadValues::Own(v) => Some(v.to_kind(kind)),
-            HeadValues::KeyPrefix(_) => None,
+        let (own_values, prefix) = match &heads.v {
+            HeadValues::Own(v) => (Some(v.to_kind(kind)), 0),
+            HeadValues::KeyPrefix(columns) => (None, *columns),
         };
         let rows_at_once = match document.len > SPARSE_TILE {
             true => RECOMPUTED_ROWS,
@@ -320,10 +320,9 @@ impl AttentionLayer {
             // No query sees a key after itself.
             let in_sight = |x: &Tensor| x.narrow(0, 0, first + rows);
             let own_values = own_values.as_ref().map(in_sight);
-            let values = match (&heads.v, &own_values) {
-                (HeadValues::KeyPrefix(columns), _) => Values::KeyPrefix(*columns),
-                (HeadValues::Own(v), own) => Values::Own(own.as_ref().unwrap_or(v)),
-            };
+            let values = own_values
+                .as_ref()
+                .map_or(Values::KeyPrefix(prefix), Values::Own);
             let attended = kernels::dsa::attend_selected(
                 &heads.q.narrow(0, first, rows),
                 &in_sight(&k),

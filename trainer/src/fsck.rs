@@ -68,15 +68,17 @@ fn metrics_state(lines: &Result<Vec<StepMetrics>, String>) -> Result<String, Str
     }
 }
 
-/// The rollout files that the steps left, and those there are besides.
+/// The rollout files that the steps left, and that of a step that was begun.
 fn rollouts(layout: &RunLayout, lines: &[StepMetrics]) -> Vec<(String, Result<String, String>)> {
     let of_grpo = lines
         .iter()
         .filter(|line| line.stage == "grpo" && line.step > 0);
     let mut steps: BTreeSet<u64> = of_grpo.map(|line| line.global_step).collect();
     let last = lines.last().map_or(0, |line| line.global_step);
-    // A step that was begun may have left its file before its line.
-    steps.extend((last + 1..=last + 1).filter(|&step| layout.rollout_path(step).exists()));
+    // A step leaves its file before its line.
+    if layout.rollout_path(last + 1).exists() {
+        steps.insert(last + 1);
+    }
     let mut damaged = Vec::new();
     let mut samples = 0;
     for &step in &steps {

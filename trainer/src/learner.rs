@@ -311,19 +311,17 @@ impl GrpoLearner<'_> {
 
 /// The sequences of a micro-batch, trained `age` updates after they were sampled.
 fn trained_sequences(batch: &MicroBatch, loss: &GrpoLoss, age: usize) -> Vec<TrainedSequence> {
-    let row = |values: &Tensor| {
-        let values = values.to_kind(Kind::Double);
-        Vec::<f64>::try_from(values).expect("one number a sequence")
-    };
-    let (drifts, keeps) = (row(&loss.drift), row(&loss.keep));
-    let (advantages, lengths) = (row(&batch.advantages), row(&batch.lengths));
-    (0..drifts.len())
-        .map(|i| TrainedSequence {
-            drift: drifts[i],
-            advantage: advantages[i],
-            tokens: lengths[i] as usize,
+    let columns = [&loss.drift, &batch.advantages, &batch.lengths, &loss.keep];
+    // One copy from the device for all numbers.
+    let table = Tensor::stack(&columns.map(|column| column.to_kind(Kind::Double)), 1);
+    let rows = Vec::<Vec<f64>>::try_from(table).expect("a row a sequence");
+    rows.iter()
+        .map(|row| TrainedSequence {
+            drift: row[0],
+            advantage: row[1],
+            tokens: row[2] as usize,
             age,
-            is_masked: keeps[i] == 0.0,
+            is_masked: row[3] == 0.0,
         })
         .collect()
 }
