@@ -11,6 +11,9 @@ export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 export LD_LIBRARY_PATH="$PWD/.libtorch/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 
 scripts/setup.sh
+# Tests read some results back with the Python packages that they are made for.
+BALEEN_TEST_PYTHON="$(scripts/test_python.sh)"
+export BALEEN_TEST_PYTHON
 
 step "documentation names what exists"
 python3 scripts/check_docs.py

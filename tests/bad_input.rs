@@ -208,7 +208,8 @@ fn a_finished_run_is_neither_overwritten_nor_resumed_with_another_configuration(
         &["already holds a run", "baleen resume"],
     );
 
-    let allowed = "checkpoints.*, evaluation.* and a larger number of steps in the last stage may";
+    let allowed =
+        "checkpoints.*, evaluation.*, grading.* and a larger number of steps in the last stage may";
     let resume = |set: &str, parts: &[&str]| {
         refused(&["resume", text(&run), "--set", set], WRONG_INPUT, parts);
     };

@@ -45,11 +45,13 @@ fn smoke_run_leaves_every_documented_file() {
         [
             "checkpoints",
             "config.ron",
+            "learned",
             "lock",
             "log.txt",
             "metrics.jsonl",
             "model",
-            "rollouts"
+            "rollouts",
+            "tensorboard"
         ]
     );
     assert_eq!(
@@ -74,6 +76,7 @@ fn smoke_run_leaves_every_documented_file() {
         [
             "config.json",
             "generation_config.json",
+            "manifest.json",
             "model.safetensors",
             "tokenizer.json",
             "tokenizer_config.json"
@@ -179,6 +182,12 @@ fn check_metrics(run: &Path) {
         has(&reward, stage == "grpo");
         let evaluates = stage == "start" || (is_last && stage != "indexer_warmup");
         has(&["held_out_pass_rate", "secs_evaluation"], evaluates);
+        // A line tells what the checkpoint before it took: one every second step and one where a stage ends.
+        let (_, step_before) = global_step.checked_sub(1).map_or(("", 0), |before| {
+            (expected[before].0.as_str(), expected[before].1)
+        });
+        let follows_checkpoint = step_before > 0 && (*step == 1 || step_before % 2 == 0);
+        has(&["secs_checkpoint"], follows_checkpoint);
     }
 }
 

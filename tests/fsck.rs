@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::program;
-use crate::run_files::{checkpoints, copy, text, train_tiny};
+use crate::run_files::{checkpoints, copy, names, text, train_tiny};
 
 /// Exit code and output of a check of `run`.
 fn fsck(run: &Path) -> (i32, String) {
@@ -35,9 +35,34 @@ fn a_sound_run_passes_and_every_damage_is_named() {
     assert!(!said.contains("damaged"), "{said}");
 
     let newest = checkpoints(&sound).pop().unwrap();
-    let rollout = fs::read_dir(sound.join("rollouts")).unwrap().next();
-    let rollout = rollout.unwrap().unwrap().file_name().into_string().unwrap();
-    let damages: [Damage; 6] = [
+    let rollout = names(&sound.join("rollouts")).pop().unwrap();
+    let damages: [Damage; 11] = [
+        (
+            "a bit of a rollout",
+            format!("damaged  rollouts/{rollout}"),
+            {
+                let file = format!("rollouts/{rollout}");
+                Box::new(move |run| flip(&run.join(&file)))
+            },
+        ),
+        (
+            "a bit of what the learner saw",
+            format!("damaged  learned/{rollout}"),
+            {
+                let file = format!("learned/{rollout}");
+                Box::new(move |run| flip(&run.join(&file)))
+            },
+        ),
+        (
+            "a bit of the model",
+            "damaged  model: ".to_string(),
+            Box::new(|run| flip(&run.join("model/model.safetensors"))),
+        ),
+        (
+            "all that the learner saw lost",
+            format!("damaged  learned/{rollout}"),
+            Box::new(|run| fs::remove_dir_all(run.join("learned")).unwrap()),
+        ),
         ("weights", format!("damaged  checkpoints/{newest}"), {
             let weights = format!("checkpoints/{newest}/weights.safetensors");
             Box::new(move |run| flip(&run.join(&weights)))
@@ -57,6 +82,14 @@ fn a_sound_run_passes_and_every_damage_is_named() {
             let file = format!("rollouts/{rollout}");
             Box::new(move |run| fs::remove_file(run.join(&file)).unwrap())
         }),
+        (
+            "what the learner saw lost",
+            format!("damaged  learned/{rollout}"),
+            {
+                let file = format!("learned/{rollout}");
+                Box::new(move |run| fs::remove_file(run.join(&file)).unwrap())
+            },
+        ),
         (
             "a line lost",
             "damaged  metrics.jsonl: the line of step 0 is followed by that of step 2".to_string(),

@@ -91,6 +91,18 @@ pub fn command<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Command {
     command
 }
 
+/// A Python with the packages of `tests/requirements.txt`; `None`, said so, where none is named.
+pub fn python() -> Option<String> {
+    let python = std::env::var("BALEEN_TEST_PYTHON").unwrap_or_default();
+    if python.is_empty() {
+        eprintln!(
+            "SKIPPED: BALEEN_TEST_PYTHON is not set; to run this test: \
+             export BALEEN_TEST_PYTHON=\"$(scripts/test_python.sh)\""
+        );
+    }
+    Some(python).filter(|python| !python.is_empty())
+}
+
 /// How a child ended and what it said.
 #[derive(Debug)]
 pub struct Ended {

@@ -73,10 +73,12 @@ pub fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found
 }
 
-/// The results of a run: every file but log and lock, the metrics without their timings.
+/// The results of a run: every file but log, lock and the copy of the metrics that tells times; the
+/// metrics without their timings.
 pub fn results(run: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut files = files(run);
-    files.retain(|path, _| path != Path::new("log.txt") && path != Path::new("lock"));
+    let tells_times = ["log.txt", "lock", "tensorboard"];
+    files.retain(|path, _| !tells_times.iter().any(|name| path.starts_with(name)));
     if let Some(metrics) = files.get_mut(Path::new("metrics.jsonl")) {
         *metrics = String::from_utf8_lossy(metrics)
             .lines()

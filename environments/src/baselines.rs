@@ -5,7 +5,7 @@
 
 use crate::draw::{Draw, Purpose};
 use crate::family::Family;
-use crate::task::{Split, Task, TaskKey};
+use crate::task::{FamilyKey, Split};
 
 /// A way of answering without skill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,32 +30,32 @@ impl Baseline {
         Baseline::Greedy,
     ];
 
-    /// Its answer to `task`; the same on every call.
-    pub fn answer(self, task: &Task) -> String {
-        let family = task.key.family.definition();
+    /// Its answer to the task that `key` names, which asks `question`; the same on every call.
+    pub fn answer(self, key: &FamilyKey, question: &str) -> String {
+        let family = key.family.definition();
         match self {
             Baseline::Empty => String::new(),
-            Baseline::Echo => task.question.clone(),
+            Baseline::Echo => question.to_string(),
             Baseline::Random => {
-                let mut draw = Draw::new(Purpose::Baseline, &task.key, 0);
-                family.random_answer(task.key.level, &task.question, &mut draw)
+                let mut draw = Draw::new(Purpose::Baseline, key, 0);
+                family.random_answer(key.level, question, &mut draw)
             }
-            Baseline::Greedy => family.greedy_answer(&task.question),
+            Baseline::Greedy => family.greedy_answer(question),
         }
     }
 
     /// Mean reward over the training tasks of seeds `0..num_seeds`.
     pub fn mean_reward(self, family: Family, level: u32, num_seeds: u32) -> f64 {
         let reward = |seed| {
-            let task = Family::task(&TaskKey {
+            let key = FamilyKey {
                 family,
                 split: Split::Train,
                 level,
                 seed: u64::from(seed),
-            });
-            Family::verify(&task, &self.answer(&task))
-                .reward()
-                .unwrap_or(0.0)
+            };
+            let task = Family::task(&key);
+            let answer = self.answer(&key, &task.question);
+            task.verify(&answer).reward().unwrap_or(0.0)
         };
         (0..num_seeds).map(reward).sum::<f64>() / f64::from(num_seeds)
     }

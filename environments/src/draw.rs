@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 
-use crate::task::{Split, TaskKey};
+use crate::task::{FamilyKey, Split};
 
 /// What a stream is for; streams of different purposes are independent.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +27,7 @@ pub(crate) struct Draw {
 
 impl Draw {
     /// The stream of `key` for one purpose and one attempt.
-    pub(crate) fn new(purpose: Purpose, key: &TaskKey, attempt: u32) -> Draw {
+    pub(crate) fn new(purpose: Purpose, key: &FamilyKey, attempt: u32) -> Draw {
         let context = match purpose {
             Purpose::Instance => "baleen environments 1: instance",
             Purpose::Baseline => "baleen environments 1: baseline",
@@ -91,7 +91,7 @@ mod tests {
     use crate::family::Family;
 
     fn draw(seed: u64, attempt: u32) -> Draw {
-        let key = TaskKey {
+        let key = FamilyKey {
             family: Family::Sums,
             split: Split::Train,
             level: 1,

@@ -10,6 +10,12 @@ const CUT: char = ';';
 
 /// `completion` with every occurrence of `question` replaced by `;`.
 pub(crate) fn without_question(completion: &str, question: &str) -> String {
+    // Most answers don't even hold the question's first letter.
+    let first = question.chars().find(|letter| !letter.is_whitespace());
+    let may_begin = |letter: char| first.is_some_and(|first| letter.eq_ignore_ascii_case(&first));
+    if !completion.chars().any(may_begin) {
+        return completion.to_string();
+    }
     let question: Vec<char> = question
         .trim_end_matches(['?', '.', '!'])
         .split_whitespace()

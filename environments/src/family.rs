@@ -12,9 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::arithmetic::{compare, countdown, gcd, products, sums};
 use crate::draw::{Draw, Purpose};
-use crate::echo::without_question;
 use crate::instance::{Instance, TaskFamily, split_of};
-use crate::task::{Task, TaskKey, Verdict};
+use crate::task::{FamilyKey, Task, Verifier};
 
 /// Attempts before a draw gives up. Of any level at least 1 draw in 100 lands in either split, so that
 /// running out has probability (99/100)^10000 = 1e-44.
@@ -79,25 +78,20 @@ impl Family {
     ///
     /// # Panics
     /// When the family has no such level: check [`Family::levels`] where a level is read.
-    pub fn task(key: &TaskKey) -> Task {
+    pub fn task(key: &FamilyKey) -> Task {
         let instance = instance(key);
         Task {
-            key: key.clone(),
+            key: key.clone().into(),
             question: instance.question,
             solution: instance.solution,
             gold: instance.gold,
+            verifier: Verifier::Family(key.family),
         }
-    }
-
-    /// Grades `completion`, the policy's text, exactly. Repetitions of the question are cut out first.
-    pub fn verify(task: &Task, completion: &str) -> Verdict {
-        let answer = without_question(completion, &task.question);
-        task.key.family.definition().grade(&task.gold, &answer)
     }
 }
 
 /// Draws until the wanted split holds the instance.
-fn instance(key: &TaskKey) -> Instance {
+fn instance(key: &FamilyKey) -> Instance {
     let definition = key.family.definition();
     assert!(
         definition.levels().contains(&key.level),

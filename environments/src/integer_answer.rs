@@ -28,6 +28,18 @@ pub(crate) fn grade(gold: &str, completion: &str) -> Verdict {
     Verdict::Graded { reward, extracted }
 }
 
+/// The integer that is all of `text`, as [`grade`] writes it; white space, a sign and commas between groups
+/// of three may be there.
+pub(crate) fn integer_alone(text: &str) -> Option<String> {
+    let text = text.trim();
+    let is_part = |c: char| c.is_ascii_digit() || c == ',';
+    let digits = text.strip_prefix(['-', '\u{2212}', '+']).unwrap_or(text);
+    match numbers(text).as_slice() {
+        [Number::Integer(integer)] if digits.chars().all(is_part) => Some(integer.clone()),
+        _ => None,
+    }
+}
+
 /// The integers of `text` in order, leaving out any that do not fit.
 pub(crate) fn integers(text: &str) -> Vec<i64> {
     let integer = |number| match number {

@@ -1,21 +1,26 @@
 //! Tasks with exact verifiers. Plain data, no tensors.
 //!
-//! [`TaskKey`] names an instance: the same key gives the same bytes on every machine. A prompt shows
-//! only [`Task::question`]; the gold answer stays sealed inside the task.
+//! [`TaskKey`] names a task: the same key gives the same bytes on every machine. A prompt shows
+//! only [`Task::question`]; the gold answer stays sealed inside the task. [`Tasks`] finds it.
 //!
 //! [`family`] lists the families and dispatches; each lives in one file, such as `arithmetic/sums.rs`.
+//! [`dataset`] reads tasks from the user's own files.
 //! [`baselines`] measures what answers without any skill earn. `docs/environments.md` has the level
 //! tables and the steps for adding a family.
 
 mod arithmetic;
 pub mod baselines;
+pub mod dataset;
 mod draw;
 mod echo;
 pub mod family;
 mod instance;
 mod integer_answer;
 pub mod task;
+mod tasks;
 
 pub use baselines::Baseline;
+pub use dataset::{AnswerGrader, BadRow, Dataset, DatasetConfig, DatasetError, FileIdentity};
 pub use family::{Family, UnknownFamily};
-pub use task::{Split, Task, TaskKey, Verdict};
+pub use task::{FamilyKey, RowKey, Split, Task, TaskKey, Verdict};
+pub use tasks::Tasks;

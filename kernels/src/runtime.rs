@@ -11,6 +11,8 @@ use std::thread;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use tch::Device;
 
+use crate::machine;
+
 /// What became of the CUDA half of libtorch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cuda {
@@ -100,7 +102,7 @@ fn load_cuda() -> Cuda {
         Err(_) if !has_driver => return Cuda::Absent,
         Err(error) => {
             return Cuda::Unusable {
-                reason: error.to_string(),
+                reason: machine::loader_reason(&error),
             };
         }
     }

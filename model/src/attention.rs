@@ -18,6 +18,7 @@ use crate::kv_cache::LayerCache;
 use crate::mla::MultiHeadLatentAttention;
 use crate::parameter::{Parameter, ParameterLoader};
 use crate::rope::Rotation;
+use crate::selection::{self, Selection};
 use crate::transformer::Attention;
 use crate::weights::WeightError;
 
@@ -27,12 +28,23 @@ const SPARSE_TILE: i64 = 256;
 /// in the backward pass, since the graphs of all tiles together would take O(heads * L * topk).
 const RECOMPUTED_ROWS: i64 = 128;
 
-/// What a packed pass wants of attention.
-#[derive(Clone, Copy, Debug)]
+/// What a packed pass wants of the attention of one layer.
+#[derive(Debug)]
 pub(crate) struct AttentionRequest {
     pub(crate) attention: Attention,
     pub(crate) indexer_loss: bool,
-    pub(crate) record_selected: bool,
+    /// Replays `[T, K]`.
+    pub(crate) selection: Selection,
+}
+
+impl AttentionRequest {
+    /// Recorded keys of a document's tokens, as indices within it.
+    fn replayed(&self, document: &DocumentContext) -> Option<Tensor> {
+        match &self.selection {
+            Selection::Replay(keys) => Some(document.to_indices(&document.rows(keys), 0)),
+            Selection::Free | Selection::Record => None,
+        }
+    }
 }
 
 /// Where prefill puts keys and values.
@@ -50,8 +62,38 @@ pub(crate) struct AttentionOutput {
     pub(crate) y: Tensor,
     /// Indexer KL, summed over tokens.
     pub(crate) indexer_loss: Option<Tensor>,
-    /// Selected keys of each token, relative to its document.
-    pub(crate) selected: Option<Vec<Vec<i64>>>,
+    /// Selected keys, when recording.
+    pub(crate) selected: Option<Tensor>,
+    /// Under replay: recorded keys and how many of them free selection would choose, `[2]` i64.
+    pub(crate) selection_agreement: Option<Tensor>,
+}
+
+/// What the documents of a pack yield besides the attended values.
+#[derive(Debug, Default)]
+struct PackRecord {
+    losses: Vec<Tensor>,
+    /// Positions `[L, K]` of each document, when recording; K differs.
+    selected: Vec<Tensor>,
+    agreements: Vec<Tensor>,
+}
+
+impl PackRecord {
+    fn into_output(self, y: Tensor) -> AttentionOutput {
+        let width = self.selected.iter().map(|keys| keys.size()[1]).max();
+        let of_one_width = |width| {
+            let keys = self.selected.iter();
+            let keys: Vec<Tensor> = keys.map(|k| selection::of_width(k, width)).collect();
+            Tensor::cat(&keys, 0)
+        };
+        let stacked = |parts: &[Tensor]| (!parts.is_empty()).then(|| Tensor::stack(parts, 0));
+        AttentionOutput {
+            y,
+            indexer_loss: stacked(&self.losses).map(|losses| losses.sum(Kind::Float)),
+            selected: width.map(of_one_width),
+            selection_agreement: stacked(&self.agreements)
+                .map(|counts| counts.sum_dim_intlist(0, false, Kind::Int64)),
+        }
+    }
 }
 
 /// What heads attend to, besides their keys.
@@ -172,7 +214,7 @@ impl AttentionLayer {
         &self,
         h: &Tensor,
         pack: &PackContext,
-        request: AttentionRequest,
+        request: &AttentionRequest,
         write: Option<CacheWrite>,
     ) -> AttentionOutput {
         match &self.family {
@@ -181,14 +223,15 @@ impl AttentionLayer {
         }
     }
 
-    /// One new token a slot: `h` `[B, hidden_size]`; writes its key and value, then attends.
+    /// One new token a slot: `h` `[B, hidden_size]`; writes its key and value, then attends. Beside the
+    /// output the keys attended to, `[B, K]`, where attention is sparse.
     pub(crate) fn cached(
         &self,
         h: &Tensor,
         step: &DecodeContext,
         cache: &LayerCache,
         attention: Attention,
-    ) -> Tensor {
+    ) -> (Tensor, Option<Tensor>) {
         match &self.family {
             Family::Gqa(main) => self.cached_by(main, h, step, cache, attention),
             Family::Mla(main) => self.cached_by(main, h, step, cache, attention),
@@ -209,7 +252,7 @@ impl AttentionLayer {
         main: &M,
         h: &Tensor,
         pack: &PackContext,
-        request: AttentionRequest,
+        request: &AttentionRequest,
         write: Option<CacheWrite>,
     ) -> AttentionOutput {
         let states = main.states(h, &pack.rotations.main);
@@ -224,31 +267,34 @@ impl AttentionLayer {
             }
         }
         let mut outputs = Vec::with_capacity(pack.documents.len());
-        let mut losses = Vec::new();
-        let mut selected = Vec::new();
+        let mut record = PackRecord::default();
         for document in &pack.documents {
             let index = index.as_ref().map(|index| index.of_document(document));
             let selects = |indexer: &Indexer| {
                 request.attention == Attention::Sparse
-                    && (document.most_visible > indexer.topk()
-                        || request.indexer_loss
-                        || request.record_selected)
+                    && (document.most_visible > indexer.topk() || request.indexer_loss)
             };
             let (heads, attended) = match (&self.indexer, index) {
                 (Some(indexer), Some(index)) if selects(indexer) => {
                     let num_selected = indexer.topk().min(document.len);
                     let heads = main.sparse_heads(&states, document, num_selected);
-                    let keys = request.record_selected.then_some(&mut selected);
-                    let loss = request.indexer_loss.then_some(&mut losses);
-                    let attended = self.attend_sparse(&heads, indexer, index, document, loss, keys);
+                    let attended =
+                        self.attend_sparse(&heads, indexer, index, document, request, &mut record);
                     (heads, attended)
                 }
-                (_, index) => {
+                (indexer, index) => {
+                    if let (Some(indexer), Attention::Sparse, Selection::Record) =
+                        (indexer, request.attention, &request.selection)
+                    {
+                        let width = indexer.topk().min(document.most_visible);
+                        let all = selection::all_in_sight(document, 0, document.len, width);
+                        record.selected.push(all);
+                    }
                     let heads = main.dense_heads(&states, document);
                     if let (true, Some(index)) = (request.indexer_loss, index) {
                         let scale = self.softmax_scale;
                         let loss = indexer_loss::dense_loss(index, document, &heads, scale);
-                        losses.push(loss);
+                        record.losses.push(loss);
                     }
                     let attended = attend_dense(&heads, document, self.softmax_scale);
                     (heads, attended)
@@ -256,11 +302,7 @@ impl AttentionLayer {
             };
             outputs.push(main.head_outputs(&attended, &heads));
         }
-        AttentionOutput {
-            y: main.output(&Tensor::cat(&outputs, 0)),
-            indexer_loss: (!losses.is_empty()).then(|| Tensor::stack(&losses, 0).sum(Kind::Float)),
-            selected: request.record_selected.then_some(selected),
-        }
+        record.into_output(main.output(&Tensor::cat(&outputs, 0)))
     }
 
     /// The indexer's states, where this pass needs them; tracked by autograd only for its loss.
@@ -269,16 +311,15 @@ impl AttentionLayer {
         h: &Tensor,
         query_input: Option<&Tensor>,
         pack: &PackContext,
-        request: AttentionRequest,
+        request: &AttentionRequest,
         write: Option<CacheWrite>,
     ) -> Option<IndexerStates> {
         let (indexer, rotation) = (self.indexer.as_ref()?, pack.rotations.index.as_ref()?);
         let selects = request.attention == Attention::Sparse
-            && (request.record_selected
-                || pack
-                    .documents
-                    .iter()
-                    .any(|d| d.most_visible > indexer.topk()));
+            && pack
+                .documents
+                .iter()
+                .any(|d| d.most_visible > indexer.topk());
         let query_input = query_input.unwrap_or(h);
         if request.indexer_loss {
             Some(indexer.states(h, query_input, rotation))
@@ -289,17 +330,19 @@ impl AttentionLayer {
         }
     }
 
-    /// `[L, heads, dv]`; adds the document's loss to `losses` and its selected keys to `record`.
+    /// `[L, heads, dv]`; adds the document's loss, where asked for, and what became of its keys to `record`.
     fn attend_sparse(
         &self,
         heads: &Heads,
         indexer: &Indexer,
         index: IndexerStates,
         document: &DocumentContext,
-        losses: Option<&mut Vec<Tensor>>,
-        mut record: Option<&mut Vec<Vec<i64>>>,
+        request: &AttentionRequest,
+        record: &mut PackRecord,
     ) -> Tensor {
-        let mut loss = TiledLoss::new(index, losses.is_some());
+        let replayed = request.replayed(document);
+        let mut recorded = Vec::new();
+        let mut loss = TiledLoss::new(index, request.indexer_loss);
         // Once, not once a tile: the copy is kept for the backward pass, and gradients add up in it.
         let kind = kernels::dsa::accumulation_kind(&heads.q);
         let k = heads.k.to_kind(kind);
@@ -316,7 +359,18 @@ impl AttentionLayer {
         while first < document.len {
             let rows = SPARSE_TILE.min(document.len - first);
             let tile = loss.tile(first, rows);
-            let (selected, scores) = indexer.select(&tile, document, first);
+            let (own, scores) = indexer.select(&tile, document, first);
+            let selected = match &replayed {
+                None => own,
+                Some(keys) => {
+                    let keys = selection::of_width(&keys.narrow(0, first, rows), own.size()[1]);
+                    let (positions, in_sight) = (document.positions(first, rows), first + rows);
+                    let topk = indexer.topk();
+                    let counts = selection::agreement(&own, &keys, &positions, topk, in_sight);
+                    record.agreements.push(counts);
+                    keys
+                }
+            };
             // No query sees a key after itself.
             let in_sight = |x: &Tensor| x.narrow(0, 0, first + rows);
             let own_values = own_values.as_ref().map(in_sight);
@@ -331,7 +385,7 @@ impl AttentionLayer {
                 self.softmax_scale,
                 rows_at_once as usize,
             );
-            if losses.is_some() {
+            if request.indexer_loss {
                 let scores = scores.of_selected(&tile, &selected);
                 let sum = &attended.head_probs_sum;
                 loss.add(
@@ -339,16 +393,19 @@ impl AttentionLayer {
                     &indexer_loss::sparse_loss(&scores, sum, self.num_heads),
                 );
             }
-            if let Some(record) = &mut record {
-                let rows = Vec::<Vec<i64>>::try_from(&selected).expect("selected is [rows, k] i64");
-                let present = |row: Vec<i64>| row.into_iter().filter(|&s| s >= 0).collect();
-                record.extend(rows.into_iter().map(present));
+            if let Selection::Record = request.selection {
+                let positions = document.to_positions(&selected, first);
+                let width = indexer.topk().min(document.len);
+                recorded.push(selection::of_width(&positions, width));
             }
             tiles.push(attended.output);
             first += rows;
         }
-        if let Some(losses) = losses {
-            losses.push(loss.sum());
+        if request.indexer_loss {
+            record.losses.push(loss.sum());
+        }
+        if !recorded.is_empty() {
+            record.selected.push(Tensor::cat(&recorded, 0));
         }
         Tensor::cat(&tiles, 0)
     }
@@ -360,7 +417,7 @@ impl AttentionLayer {
         step: &DecodeContext,
         cache: &LayerCache,
         attention: Attention,
-    ) -> Tensor {
+    ) -> (Tensor, Option<Tensor>) {
         let states = main.states(h, &step.rotations.main);
         main.write_step(&states, step, cache);
         let selected = match (&self.indexer, &step.rotations.index, &cache.index_k) {
@@ -374,7 +431,8 @@ impl AttentionLayer {
             }
             _ => None,
         };
-        main.output(&main.attend_cached(&states, step, cache, selected.as_ref()))
+        let attended = main.attend_cached(&states, step, cache, selected.as_ref());
+        (main.output(&attended), selected)
     }
 }
 
@@ -384,8 +442,8 @@ impl AttentionLayer {
     pub(crate) fn index_scores(&self, h: &Tensor, pack: &PackContext) -> Tensor {
         let request = AttentionRequest {
             attention: Attention::Sparse,
-            indexer_loss: false,
-            record_selected: true,
+            indexer_loss: true,
+            selection: Selection::Free,
         };
         let query_input = match &self.family {
             Family::Gqa(_) => None,
@@ -394,7 +452,7 @@ impl AttentionLayer {
                 main.indexer_input(&states).map(Tensor::shallow_clone)
             }
         };
-        let states = self.indexer_states(h, query_input.as_ref(), pack, request, None);
+        let states = self.indexer_states(h, query_input.as_ref(), pack, &request, None);
         let states = states.expect("the layer has an indexer");
         crate::indexer::tile_scores(&states, &pack.documents[0], 0)
     }

@@ -111,6 +111,34 @@ impl DocumentContext {
         })
     }
 
+    /// Positions of the tokens `first..first + rows` in their own sequences, `[rows]`.
+    pub(crate) fn positions(&self, first: i64, rows: i64) -> Tensor {
+        let options = (Kind::Int64, self.branch_starts.device());
+        self.to_positions(
+            &Tensor::arange_start(first, first + rows, options).unsqueeze(1),
+            first,
+        )
+        .squeeze_dim(1)
+    }
+
+    /// Indices of keys within this document as positions in the sequence of their query; absent ones
+    /// (-1) stay. `keys` `[rows, K]` of the tokens from `first` on.
+    pub(crate) fn to_positions(&self, keys: &Tensor, first: i64) -> Tensor {
+        keys.where_self(&keys.lt(self.trunk_len), &(keys - self.shifts(keys, first)))
+    }
+
+    /// The inverse of [`DocumentContext::to_positions`].
+    pub(crate) fn to_indices(&self, positions: &Tensor, first: i64) -> Tensor {
+        let shifted = positions + self.shifts(positions, first);
+        positions.where_self(&positions.lt(self.trunk_len), &shifted)
+    }
+
+    /// How far a token's own branch lies behind where its sequence would continue the trunk, `[rows, 1]`.
+    fn shifts(&self, keys: &Tensor, first: i64) -> Tensor {
+        let starts = self.branch_starts.narrow(0, first, keys.size()[0]);
+        (starts - self.trunk_len).unsqueeze(1)
+    }
+
     /// The rows of this document in a tensor over the pack.
     pub(crate) fn rows(&self, x: &Tensor) -> Tensor {
         x.narrow(0, self.start, self.len)
@@ -148,5 +176,12 @@ impl DecodeContext {
             positions,
             max_len,
         }
+    }
+
+    /// Every key that each slot sees, `[B, max_len]`, -1 for absent.
+    pub(crate) fn all_in_sight(&self) -> Tensor {
+        let keys = Tensor::arange(self.max_len, (Kind::Int64, self.positions.device()));
+        let keys = keys.unsqueeze(0).expand_as(&self.visible);
+        keys.masked_fill(&self.visible.logical_not(), -1)
     }
 }

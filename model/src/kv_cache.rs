@@ -100,6 +100,27 @@ impl KvCache {
         self.capacity as usize
     }
 
+    /// Makes room for sequences of `capacity` tokens; what the slots hold stays.
+    pub fn reserve(&mut self, capacity: usize) {
+        let missing = capacity as i64 - self.capacity;
+        if missing <= 0 {
+            return;
+        }
+        // Pads the second last dimension, the tokens, at its end.
+        let grow = |cache: &mut Tensor| *cache = cache.constant_pad_nd([0, 0, 0, missing]);
+        for layer in &mut self.layers {
+            match &mut layer.main {
+                KeyValueCache::Heads { k, v } => {
+                    grow(k);
+                    grow(v);
+                }
+                KeyValueCache::Latent(latents) => grow(latents),
+            }
+            layer.index_k.iter_mut().for_each(grow);
+        }
+        self.capacity += missing;
+    }
+
     /// Copies the sequence in slot `from` to slot `to` (a group shares its prompt's prefill).
     pub fn copy_slot(&mut self, from: usize, to: usize) {
         if from == to {

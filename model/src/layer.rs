@@ -33,7 +33,8 @@ pub(crate) struct Layer {
 #[derive(Debug, Default)]
 pub(crate) struct LayerRecord {
     pub(crate) routed: Option<Routed>,
-    pub(crate) selected: Option<Vec<Vec<i64>>>,
+    pub(crate) selected: Option<Tensor>,
+    pub(crate) selection_agreement: Option<Tensor>,
 }
 
 /// Result of a packed pass through a layer.
@@ -82,7 +83,7 @@ impl Layer {
         &self,
         x: &Tensor,
         pack: &PackContext,
-        request: AttentionRequest,
+        request: &AttentionRequest,
         recorded: Option<&Tensor>,
         write: Option<CacheWrite>,
     ) -> LayerOutput {
@@ -97,23 +98,24 @@ impl Layer {
             record: LayerRecord {
                 routed,
                 selected: attended.selected,
+                selection_agreement: attended.selection_agreement,
             },
         }
     }
 
-    /// `x` `[B, hidden_size]`, one new token a slot.
+    /// `x` `[B, hidden_size]`, one new token a slot; with the experts and the keys that were selected.
     pub(crate) fn cached(
         &self,
         x: &Tensor,
         step: &DecodeContext,
         cache: &LayerCache,
         attention: Attention,
-    ) -> (Tensor, Option<Routed>) {
-        let x = x + self
-            .attention
-            .cached(&self.input_norm.forward(x), step, cache, attention);
+    ) -> (Tensor, Option<Routed>, Option<Tensor>) {
+        let h = self.input_norm.forward(x);
+        let (attended, selected) = self.attention.cached(&h, step, cache, attention);
+        let x = x + attended;
         let (y, routed) = self.feed_forward(&x, None);
-        (x + y, routed)
+        (x + y, routed, selected)
     }
 
     fn feed_forward(&self, x: &Tensor, recorded: Option<&Tensor>) -> (Tensor, Option<Routed>) {

@@ -101,7 +101,10 @@ impl KeptTokens {
     /// Appends a row; an empty slice stands for the whole vocabulary.
     pub fn push(&mut self, row: &[u32]) {
         self.ids.extend_from_slice(row);
-        self.offsets.push(self.ids.len() as u32);
+        let end = u32::try_from(self.ids.len());
+        self.offsets.push(
+            end.expect("fewer than 2^32 kept tokens in one place: take fewer samples a step"),
+        );
     }
 
     /// Number of rows.

@@ -164,6 +164,19 @@ impl Tokenizer {
         Ok(text.expect("the decoders of BPE tokenizers accept every token"))
     }
 
+    /// The bytes that token `id` stands for, which may be a part of a character; `None` where it is no token.
+    pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
+        let token = self.inner.id_to_token(id)?;
+        let text = self.inner.decode(&[id], false);
+        let text = text.expect("the decoders of BPE tokenizers accept every token");
+        let bytes: Option<Vec<u8>> = token.chars().map(symbol_byte).collect();
+        // Not byte-level, or with a letter that stands for no byte: its text is all there is.
+        match bytes {
+            Some(bytes) if String::from_utf8_lossy(&bytes) == text => Some(bytes),
+            _ => Some(text.into_bytes()),
+        }
+    }
+
     /// Ids below [`Tokenizer::vocab_size`] that are no token, ascending.
     pub fn unused_ids(&self) -> &[u32] {
         &self.unused_ids
@@ -172,6 +185,13 @@ impl Tokenizer {
     /// One more than the largest id.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
+    }
+
+    /// No token stands for more bytes of text than this.
+    pub fn max_token_bytes(&self) -> usize {
+        // A symbol of a byte-level vocabulary is a byte, and has at least one.
+        let tokens = self.inner.get_vocab(true).into_keys();
+        tokens.map(|token| token.len()).max().unwrap_or(0)
     }
 
     /// Id of the token whose text is `token`.
@@ -294,6 +314,11 @@ fn byte_symbol(byte: u8) -> char {
     }
     let rank = (0..byte).filter(|b| !printable(b)).count() as u32;
     char::from_u32(0x100 + rank).expect("at most 68 characters after U+0100")
+}
+
+/// The byte that `symbol` stands for: the inverse of [`byte_symbol`].
+fn symbol_byte(symbol: char) -> Option<u8> {
+    (0..=255).find(|&byte| byte_symbol(byte) == symbol)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TokenizerError> {

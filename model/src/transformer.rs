@@ -18,6 +18,7 @@ use crate::layer::{Layer, LayerOutput, LayerRecord};
 use crate::norm::RmsNorm;
 use crate::parameter::{Parameter, ParameterGroup, ParameterLoader};
 use crate::router::Routing;
+use crate::selection::Selection;
 use crate::weights::{WeightError, WeightSource};
 
 /// Which attention the main model uses where an indexer is attached.
@@ -38,20 +39,20 @@ pub struct ForwardOptions {
     pub attention: Attention,
     /// Also return the indexer's KL loss of every layer.
     pub indexer_loss: bool,
-    /// Also return the key positions selected (scoring and tests; large).
-    pub record_selected: bool,
+    /// Keys, where attention is sparse.
+    pub selection: Selection,
     /// Recompute each layer's activations in backward instead of keeping them.
     pub activation_checkpointing: bool,
 }
 
 impl ForwardOptions {
-    /// Plain inference with free routing and sparse attention.
+    /// Plain inference with free routing and sparse attention over freely selected keys.
     pub fn inference() -> ForwardOptions {
         ForwardOptions {
             routing: Routing::Free,
             attention: Attention::Sparse,
             indexer_loss: false,
-            record_selected: false,
+            selection: Selection::Free,
             activation_checkpointing: false,
         }
     }
@@ -68,10 +69,28 @@ pub struct ForwardOutput {
     pub routing_agreement: Option<f64>,
     /// Indexer KL per layer, each a scalar summed over tokens, when asked for.
     pub indexer_losses: Vec<Tensor>,
-    /// Per layer: selected key positions of each token within its document, ascending.
-    pub selected: Option<Vec<Vec<Vec<i64>>>>,
+    /// Under `Selection::Record` with sparse attention: positions that each token attends to in its own
+    /// sequence, i64 `[T, num_layers, K]`, ascending, -1 for absent ones.
+    pub selected: Option<Tensor>,
+    /// Under `Selection::Replay`: share of the recorded keys that free selection would choose now, over the
+    /// tokens that see more keys than they may select; `None` where there is no such token.
+    pub selection_agreement: Option<f64>,
     /// Keys attended over keys visible, averaged over tokens (1 when dense).
     pub key_share: f64,
+}
+
+impl ForwardOutput {
+    /// `selected` by layer and token, absent ones left out.
+    pub fn selected_keys(&self) -> Option<Vec<Vec<Vec<i64>>>> {
+        let selected = self.selected.as_ref()?;
+        let present = |row: Vec<i64>| row.into_iter().filter(|&key| key >= 0).collect();
+        let of_layer = |layer| {
+            let rows = Vec::<Vec<i64>>::try_from(selected.select(1, layer));
+            let rows = rows.expect("selected is i64 [T, num_layers, K]");
+            rows.into_iter().map(present).collect()
+        };
+        Some((0..selected.size()[1]).map(of_layer).collect())
+    }
 }
 
 /// A causal language model.
@@ -174,7 +193,8 @@ impl Transformer {
     }
 
     /// One more token for each of the slots `0..B`: `tokens` i64 `[B]`; hidden `[B, hidden_size]`.
-    /// No gradient. Under `Routing::Record` the experts come back as in a packed pass.
+    /// No gradient. Under `Routing::Record` the experts and under `Selection::Record` the keys come back as
+    /// in a packed pass.
     pub fn decode(
         &self,
         cache: &mut KvCache,
@@ -190,11 +210,16 @@ impl Transformer {
             self.device(),
         );
         let mut x = self.embed(tokens);
-        let mut routed = Vec::new();
+        let (mut routed, mut selected) = (Vec::new(), Vec::new());
+        let records_keys = matches!(options.selection, Selection::Record)
+            && self.sparse_topk(options.attention).is_some();
         for (layer, layer_cache) in self.layers.iter().zip(&cache.layers) {
-            let (next, chosen) = layer.cached(&x, &step, layer_cache, options.attention);
+            let (next, chosen, keys) = layer.cached(&x, &step, layer_cache, options.attention);
             x = next;
             routed.extend(chosen.map(|chosen| chosen.experts));
+            if records_keys {
+                selected.push(keys.unwrap_or_else(|| step.all_in_sight()));
+            }
         }
         let key_share = self.sparse_topk(options.attention).map_or(1.0, |topk| {
             let share = |&len: &i64| topk.min(len + 1) as f64 / (len + 1) as f64;
@@ -209,7 +234,8 @@ impl Transformer {
             routing: records.then(|| Tensor::stack(&routed, 1)),
             routing_agreement: None,
             indexer_losses: Vec::new(),
-            selected: None,
+            selected: records_keys.then(|| Tensor::stack(&selected, 1)),
+            selection_agreement: None,
             key_share,
         }
     }
@@ -240,11 +266,6 @@ impl Transformer {
         cache: Option<(&KvCache, &[usize])>,
     ) -> ForwardOutput {
         let pack = Rc::new(PackContext::new(&self.config, input, self.kind));
-        let request = AttentionRequest {
-            attention: options.attention,
-            indexer_loss: options.indexer_loss,
-            record_selected: options.record_selected,
-        };
         let mut x = self.embed(&input.tokens);
         let mut indexer_losses = Vec::new();
         let mut records = Vec::new();
@@ -255,6 +276,11 @@ impl Transformer {
                 false => None,
             };
             num_moe_layers += usize::from(layer.has_experts());
+            let request = AttentionRequest {
+                attention: options.attention,
+                indexer_loss: options.indexer_loss,
+                selection: options.selection.layer(index),
+            };
             let write = cache.map(|(cache, slots)| CacheWrite {
                 cache: &cache.layers[index],
                 slots,
@@ -263,7 +289,7 @@ impl Transformer {
             let output = if options.activation_checkpointing && write.is_none() {
                 checkpointed(layer, &x, &pack, request, recorded)
             } else {
-                layer.packed(&x, &pack, request, recorded.as_ref(), write)
+                layer.packed(&x, &pack, &request, recorded.as_ref(), write)
             };
             x = output.x;
             indexer_losses.extend(output.indexer_loss);
@@ -274,7 +300,8 @@ impl Transformer {
             routing: recorded_routing(options, &records),
             routing_agreement: routing_agreement(&records),
             indexer_losses,
-            selected: records.into_iter().map(|record| record.selected).collect(),
+            selected: recorded_selection(&records),
+            selection_agreement: selection_agreement(&records),
             key_share: self
                 .sparse_topk(options.attention)
                 .map_or(1.0, |topk| pack.key_share(&input.documents, topk)),
@@ -293,7 +320,7 @@ fn checkpointed(
     let record = Rc::new(RefCell::new(None));
     let (layer, pack, sink) = (layer.clone(), pack.clone(), record.clone());
     let outputs = kernels::autograd::checkpoint(&[x.shallow_clone()], move |inputs| {
-        let output = layer.packed(&inputs[0], &pack, request, recorded.as_ref(), None);
+        let output = layer.packed(&inputs[0], &pack, &request, recorded.as_ref(), None);
         // The recomputation in backward records the same again; nobody reads that.
         *sink.borrow_mut() = Some(output.record);
         std::iter::once(output.x)
@@ -334,6 +361,24 @@ fn routing_agreement(records: &[LayerRecord]) -> Option<f64> {
             .int64_value(&[]) as f64
             / total as f64,
     )
+}
+
+fn recorded_selection(records: &[LayerRecord]) -> Option<Tensor> {
+    let layers: Vec<&Tensor> = records.iter().filter_map(|r| r.selected.as_ref()).collect();
+    (!layers.is_empty()).then(|| Tensor::stack(&layers, 1))
+}
+
+fn selection_agreement(records: &[LayerRecord]) -> Option<f64> {
+    let counts = records
+        .iter()
+        .filter_map(|r| r.selection_agreement.as_ref());
+    let counts: Vec<&Tensor> = counts.collect();
+    if counts.is_empty() {
+        return None;
+    }
+    let sum = Tensor::stack(&counts, 0).sum_dim_intlist(0, false, Kind::Int64);
+    let (recorded, agreeing) = (sum.int64_value(&[0]), sum.int64_value(&[1]));
+    (recorded > 0).then(|| agreeing as f64 / recorded as f64)
 }
 
 #[cfg(test)]

@@ -1,88 +1,36 @@
 //! The generation engine: schedule -> run -> postprocess, until every sample has finished.
 //!
-//! One [`Engine`] serves one batch of requests with one policy version. Each step either starts
-//! waiting samples (prefill, once a prompt, then copies for its group) or decodes one token for
-//! every live sequence. Beside tokens it records what training replays: the log-prob of each token
-//! at sampling time, the kept tokens, and the experts of every forwarded token.
+//! Each step either starts waiting samples (prefill, once a prompt, then copies for its group) or
+//! decodes one token for every live sequence. Beside tokens it records what training replays: the
+//! log-prob of each token at sampling time, the kept tokens, and the experts of every forwarded token.
+//! An [`Engine`] serves a list of requests to its end ([`Engine::generate`]), or lives on: requests come
+//! ([`Engine::submit`]) and go ([`Engine::take_finished`]), the weights under it change between steps
+//! ([`Engine::set_policy_version`]; each token knows its version, cached keys stay those of the older
+//! weights), and what is unfinished can be taken out and continued by another engine
+//! ([`Engine::in_flight`], [`Request::begun`]).
 
+mod routing_rows;
+mod selected_rows;
+
+use std::collections::BTreeMap;
 use std::time::Instant;
 
-use model::Transformer;
-use model::{Attention, ForwardOptions, ForwardOutput, KeptTokens, KvCache, Routing, RoutingTrace};
-use tch::{Kind, Tensor};
+use model::{
+    ForwardOptions, KeptTokens, KvCache, Routing, RoutingTrace, Selection, SelectionTrace,
+    Transformer,
+};
+use tch::Tensor;
 
+use self::routing_rows::RoutingRows;
+use self::selected_rows::SelectedRows;
 use crate::draws;
 use crate::error::RolloutError;
+use crate::generation::{
+    GeneratedGroup, GeneratedSample, GenerationSettings, GenerationStats, Request,
+};
 use crate::sample::FinishReason;
-use crate::sampler::{SampledToken, SamplingConfig, sample_batch};
+use crate::sampler::{SampledToken, sample_batch};
 use crate::scheduler::{Admission, PromptSource, SampleId, Scheduler, Step, check_fit};
-use crate::vocabulary::Vocabulary;
-
-/// A prompt to be continued.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
-    /// Keys the random draws; unique within a run.
-    pub prompt_id: u64,
-    /// Prompt token ids.
-    pub tokens: Vec<u32>,
-    /// Completions wanted.
-    pub num_samples: usize,
-}
-
-/// How to generate.
-#[derive(Clone, Debug, PartialEq)]
-pub struct GenerationSettings {
-    /// Temperature, truncation, length.
-    pub sampling: SamplingConfig,
-    /// Attention of the model: dense until its indexer has been trained.
-    pub attention: Attention,
-    /// Ids that end a completion.
-    pub stop_tokens: Vec<u32>,
-    /// Ids that may be sampled: the tokenizer's, which may be fewer than the output head's rows.
-    pub vocabulary: Vocabulary,
-    /// Run seed of the draws.
-    pub seed: u64,
-    /// Version of the weights, recorded in every sample.
-    pub policy_version: u64,
-    /// Sequences decoded at once, at most.
-    pub max_batch_sequences: usize,
-}
-
-/// One completion, not yet decoded or graded.
-#[derive(Clone, Debug, PartialEq)]
-pub struct GeneratedSample {
-    /// Completion token ids, a stop token included.
-    pub tokens: Vec<u32>,
-    /// Log-prob of each token at sampling time, after temperature and truncation.
-    pub sampler_logprobs: Vec<f32>,
-    /// Support left by truncation, one row a token.
-    pub kept: KeptTokens,
-    /// Experts of prompt and completion, `prompt + len - 1` rows; no rows in a dense model.
-    pub routing: RoutingTrace,
-    /// Version of the policy that sampled it.
-    pub policy_version: u64,
-    /// Why it ended.
-    pub finish_reason: FinishReason,
-}
-
-/// What a generation did, for metrics.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct GenerationStats {
-    /// Prompt tokens run through the model; a group's prompt counts once.
-    pub prefill_tokens: usize,
-    /// Tokens run through decode steps.
-    pub decoded_tokens: usize,
-    /// Tokens drawn: the lengths of all samples.
-    pub sampled_tokens: usize,
-    /// Time of prefills with the draws of first tokens.
-    pub prefill_secs: f64,
-    /// Time of decode steps with their draws.
-    pub decode_secs: f64,
-    /// Keys attended over keys visible, mean over forwarded tokens.
-    pub mean_key_share: f64,
-    /// Entropy of the tempered policy before truncation, mean over sampled tokens, nats.
-    pub mean_entropy: f64,
-}
 
 /// What siblings of a prefilled prompt share besides the cache.
 #[derive(Debug)]
@@ -91,70 +39,147 @@ struct StartedPrompt {
     logits: Tensor,
     /// Experts of the prompt's tokens.
     routing: RoutingTrace,
+    /// Keys they attended to.
+    selection: SelectionTrace,
+    /// Version of the weights that made the logits: that of the first token drawn from them.
+    policy_version: u64,
 }
 
-/// Sequences whose next token is to be drawn: their slots and logits `[slots, V]`.
-type NextTokens = (Vec<usize>, Tensor);
+/// Sequences whose next token is to be drawn.
+struct NextTokens {
+    slots: Vec<usize>,
+    /// `[slots, V]`.
+    logits: Tensor,
+    /// Version of the weights that made each row of the logits.
+    policy_versions: Vec<u64>,
+}
 
-/// Generates the samples of a list of requests.
+/// A request at work.
+#[derive(Debug)]
+struct Active {
+    request: Request,
+    /// Kept while samples of it wait.
+    started: Option<StartedPrompt>,
+    /// Those begun, growing token by token.
+    samples: Vec<GeneratedSample>,
+    num_finished: usize,
+}
+
+/// Generates the samples of requests.
 #[derive(Debug)]
 pub struct Engine<'a> {
     model: &'a Transformer,
     settings: &'a GenerationSettings,
-    requests: &'a [Request],
+    policy_version: u64,
     options: ForwardOptions,
     cache: KvCache,
     scheduler: Scheduler,
-    /// By request; kept while samples of it wait.
-    started: Vec<Option<StartedPrompt>>,
-    /// By request and sample, growing token by token.
-    samples: Vec<Vec<GeneratedSample>>,
+    /// By the order of submission.
+    active: BTreeMap<usize, Active>,
+    num_submitted: usize,
     stats: GenerationStats,
 }
 
 impl<'a> Engine<'a> {
-    /// Prepares the cache, with room for the longest prompt and `max_new_tokens` in each slot.
+    /// An engine with these requests; no more slots than they need.
     ///
     /// # Errors
     /// A prompt that is empty or, with its completion, longer than the model's context.
     pub fn new(
         model: &'a Transformer,
         settings: &'a GenerationSettings,
-        requests: &'a [Request],
+        requests: &[Request],
     ) -> Result<Engine<'a>, RolloutError> {
-        let max_new_tokens = settings.sampling.max_new_tokens;
-        check_fit(
-            requests.iter().map(|r| (r.prompt_id, r.tokens.len())),
-            max_new_tokens,
-            model.config().max_position_embeddings,
-        )?;
-        let prompt_lens: Vec<usize> = requests.iter().map(|r| r.tokens.len()).collect();
-        let num_samples: Vec<usize> = requests.iter().map(|r| r.num_samples).collect();
-        let capacity = prompt_lens.iter().max().copied().unwrap_or(0) + max_new_tokens;
-        let num_slots = settings
-            .max_batch_sequences
-            .min(num_samples.iter().sum::<usize>().max(1));
-        Ok(Engine {
+        let num_samples: usize = requests.iter().map(|r| r.num_samples).sum();
+        let num_slots = settings.max_batch_sequences.min(num_samples.max(1));
+        let mut engine = Engine::idle(model, settings, num_slots);
+        // The longest first, so that the cache is made once.
+        engine.make_room(requests.iter().max_by_key(|request| request.tokens.len()))?;
+        for request in requests {
+            engine.submit(request.clone())?;
+        }
+        Ok(engine)
+    }
+
+    /// An engine without requests that decodes `num_slots` sequences at once, at most.
+    pub fn idle(
+        model: &'a Transformer,
+        settings: &'a GenerationSettings,
+        num_slots: usize,
+    ) -> Engine<'a> {
+        Engine {
             model,
             settings,
-            requests,
-            options: ForwardOptions {
-                routing: Routing::Record,
-                attention: settings.attention,
-                ..ForwardOptions::inference()
-            },
-            cache: KvCache::new(
-                model.config(),
-                num_slots,
-                capacity,
-                model.kind(),
-                model.device(),
-            ),
-            scheduler: Scheduler::new(prompt_lens, &num_samples, num_slots),
-            started: requests.iter().map(|_| None).collect(),
-            samples: requests.iter().map(|_| Vec::new()).collect(),
+            policy_version: settings.policy_version,
+            options: forward_options(settings),
+            cache: KvCache::new(model.config(), num_slots, 0, model.kind(), model.device()),
+            scheduler: Scheduler::new(num_slots),
+            active: BTreeMap::new(),
+            num_submitted: 0,
             stats: GenerationStats::default(),
-        })
+        }
+    }
+
+    /// Adds a request behind those that wait.
+    ///
+    /// # Errors
+    /// A prompt that is empty or, with its completion, longer than the model's context.
+    ///
+    /// # Panics
+    /// When more samples are begun than wanted.
+    pub fn submit(&mut self, mut request: Request) -> Result<(), RolloutError> {
+        self.make_room([&request])?;
+        let samples = std::mem::take(&mut request.begun);
+        assert!(
+            samples.len() <= request.num_samples,
+            "more begun than wanted"
+        );
+        let is_unfinished =
+            |sample: &GeneratedSample| sample.finish_reason == FinishReason::Unfinished;
+        let unfinished = samples
+            .iter()
+            .enumerate()
+            .filter(|(_, sample)| is_unfinished(sample));
+        let unfinished: Vec<(usize, usize)> = unfinished
+            .map(|(index, sample)| (index, sample.tokens.len()))
+            .collect();
+        self.scheduler.add(
+            self.num_submitted,
+            request.tokens.len(),
+            &unfinished,
+            samples.len()..request.num_samples,
+        );
+        self.active.insert(
+            self.num_submitted,
+            Active {
+                num_finished: samples.len() - unfinished.len(),
+                request,
+                started: None,
+                samples,
+            },
+        );
+        self.num_submitted += 1;
+        Ok(())
+    }
+
+    /// Grows the cache until every slot holds any of `requests`.
+    fn make_room<'r>(
+        &mut self,
+        requests: impl IntoIterator<Item = &'r Request>,
+    ) -> Result<(), RolloutError> {
+        let max_new_tokens = self.settings.sampling.max_new_tokens;
+        for request in requests {
+            let prompt = request.tokens.len();
+            let context = self.model.config().max_position_embeddings;
+            check_fit(request.prompt_id, prompt, max_new_tokens, context)?;
+            self.cache.reserve(prompt + max_new_tokens);
+        }
+        Ok(())
+    }
+
+    /// The weights have changed: tokens drawn from now on are of this version.
+    pub fn set_policy_version(&mut self, version: u64) {
+        self.policy_version = version;
     }
 
     /// Runs to the end and returns the samples of each request, by sample index. `progress` is
@@ -166,23 +191,28 @@ impl<'a> Engine<'a> {
         mut self,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<(Vec<Vec<GeneratedSample>>, GenerationStats), RolloutError> {
-        let total = self.requests.iter().map(|r| r.num_samples).sum();
+        let wanted = self
+            .active
+            .values()
+            .map(|active| active.request.num_samples);
+        let total = wanted.sum();
         let mut num_finished = 0;
-        while let Some(newly_finished) = tch::no_grad(|| self.step())? {
+        while let Some(newly_finished) = self.step()? {
             num_finished += newly_finished;
             if newly_finished > 0 {
                 progress(num_finished, total);
             }
         }
-        let stats = &mut self.stats;
-        let num_forwarded = (stats.prefill_tokens + stats.decoded_tokens).max(1);
-        stats.mean_key_share /= num_forwarded as f64;
-        stats.mean_entropy /= stats.sampled_tokens.max(1) as f64;
-        Ok((self.samples, self.stats))
+        let samples = self.active.into_values().map(|active| active.samples);
+        Ok((samples.collect(), self.stats))
     }
 
     /// One step; the number of samples it finished, `None` when nothing was left to do.
-    fn step(&mut self) -> Result<Option<usize>, RolloutError> {
+    ///
+    /// # Errors
+    /// Logits that are not finite.
+    pub fn step(&mut self) -> Result<Option<usize>, RolloutError> {
+        let _guard = tch::no_grad_guard();
         let Some(step) = self.scheduler.schedule() else {
             return Ok(None);
         };
@@ -190,9 +220,12 @@ impl<'a> Engine<'a> {
         let is_decode = matches!(step, Step::Decode { .. });
         let next = match step {
             Step::Admit(admissions) => self.start(&admissions),
-            Step::Decode { moves, num_live } => self.decode(&moves, num_live),
+            Step::Decode { moves, num_live } => Some(self.decode(&moves, num_live)),
         };
-        let num_finished = self.postprocess(next)?;
+        let num_finished = match next {
+            Some(next) => self.postprocess(next)?,
+            None => 0,
+        };
         let secs = start.elapsed().as_secs_f64();
         *if is_decode {
             &mut self.stats.decode_secs
@@ -202,83 +235,190 @@ impl<'a> Engine<'a> {
         Ok(Some(num_finished))
     }
 
-    /// Brings the prompts of new samples into their slots.
-    fn start(&mut self, admissions: &[Admission]) -> NextTokens {
-        self.prefill(admissions);
-        for admission in admissions {
-            let request = admission.id.request;
+    /// Takes out the requests whose samples have all finished, oldest first.
+    pub fn take_finished(&mut self) -> Vec<GeneratedGroup> {
+        let is_finished = |active: &Active| active.num_finished == active.request.num_samples;
+        let finished = self.active.iter().filter(|(_, active)| is_finished(active));
+        let numbers: Vec<usize> = finished.map(|(&number, _)| number).collect();
+        let taken = numbers
+            .iter()
+            .filter_map(|number| self.active.remove(number));
+        taken
+            .map(|active| GeneratedGroup {
+                prompt_id: active.request.prompt_id,
+                samples: active.samples,
+            })
+            .collect()
+    }
+
+    /// What has been begun of the requests at work, oldest first; those that wait have no samples. The
+    /// [`Request::begun`] of another engine that shall go on with them.
+    pub fn in_flight(&self) -> Vec<GeneratedGroup> {
+        let groups = self.active.values().map(|active| GeneratedGroup {
+            prompt_id: active.request.prompt_id,
+            samples: active.samples.clone(),
+        });
+        groups.collect()
+    }
+
+    /// What was done since the last call.
+    pub fn take_stats(&mut self) -> GenerationStats {
+        std::mem::take(&mut self.stats)
+    }
+
+    /// Brings new samples into their slots; `None` where all of them only go on.
+    fn start(&mut self, admissions: &[Admission]) -> Option<NextTokens> {
+        let (restored, fresh): (Vec<Admission>, Vec<Admission>) = admissions
+            .iter()
+            .partition(|admission| admission.source == PromptSource::Restore);
+        self.restore(&restored);
+        self.prefill(&fresh);
+        for admission in &fresh {
+            let number = admission.id.request;
+            let active = self.active.get_mut(&number).expect("it is at work");
             if let PromptSource::Slot(from) = admission.source {
-                let prompt_len = self.requests[request].tokens.len() as i64;
+                let prompt_len = active.request.tokens.len() as i64;
                 share_prompt(&mut self.cache, from, admission.slot, prompt_len);
             }
-            let started = self.started[request].as_ref().expect("prefilled before");
-            debug_assert_eq!(self.samples[request].len(), admission.id.sample);
-            self.samples[request].push(GeneratedSample {
+            let started = active.started.as_ref().expect("prefilled before");
+            debug_assert_eq!(active.samples.len(), admission.id.sample);
+            active.samples.push(GeneratedSample {
                 tokens: Vec::new(),
                 sampler_logprobs: Vec::new(),
                 kept: KeptTokens::default(),
                 routing: started.routing.clone(),
-                policy_version: self.settings.policy_version,
-                // Stands unless a stop token is drawn.
-                finish_reason: FinishReason::Length,
+                selection: started.selection.clone(),
+                policy_versions: Vec::new(),
+                finish_reason: FinishReason::Unfinished,
             });
         }
-        let rows: Vec<&Tensor> = admissions
-            .iter()
-            .map(|a| {
-                &self.started[a.id.request]
-                    .as_ref()
-                    .expect("prefilled before")
-                    .logits
-            })
-            .collect();
-        let logits = Tensor::stack(&rows, 0);
+        let started = |number| {
+            self.active[&number]
+                .started
+                .as_ref()
+                .expect("prefilled before")
+        };
+        let prompts: Vec<&StartedPrompt> = fresh.iter().map(|a| started(a.id.request)).collect();
+        let rows: Vec<&Tensor> = prompts.iter().map(|prompt| &prompt.logits).collect();
+        let next = (!rows.is_empty()).then(|| NextTokens {
+            slots: fresh.iter().map(|a| a.slot).collect(),
+            logits: Tensor::stack(&rows, 0),
+            policy_versions: prompts.iter().map(|prompt| prompt.policy_version).collect(),
+        });
         for admission in admissions {
-            if !self.scheduler.is_waiting(admission.id.request) {
-                self.started[admission.id.request] = None;
+            let number = admission.id.request;
+            if !self.scheduler.is_waiting(number)
+                && let Some(active) = self.active.get_mut(&number)
+            {
+                active.started = None;
             }
         }
-        (admissions.iter().map(|a| a.slot).collect(), logits)
+        next
     }
 
     /// Runs the prompts that no slot holds yet, all in one forward pass.
     fn prefill(&mut self, admissions: &[Admission]) {
-        let new: Vec<&Admission> = admissions
+        let is_new = |a: &&Admission| a.source == PromptSource::Prefill;
+        // A prompt of which samples were begun elsewhere keeps the experts recorded there.
+        let (recorded, free): (Vec<&Admission>, Vec<&Admission>) = admissions
             .iter()
-            .filter(|a| a.source == PromptSource::Prefill)
-            .collect();
-        if new.is_empty() {
+            .filter(is_new)
+            .partition(|a| self.recorded_routing(a.id).is_some());
+        for (new, replays) in [(free, false), (recorded, true)] {
+            let prompt = |a: &Admission| self.active[&a.id.request].request.tokens.clone();
+            let sequences: Vec<(Admission, Vec<u32>)> =
+                new.into_iter().map(|a| (*a, prompt(a))).collect();
+            self.run_sequences(&sequences, replays);
+        }
+    }
+
+    /// Runs prompts with what was sampled of them elsewhere, all but the last token.
+    fn restore(&mut self, admissions: &[Admission]) {
+        let forwarded = |admission: &Admission| {
+            let active = &self.active[&admission.id.request];
+            let sampled = &active.samples[admission.id.sample].tokens;
+            let sampled = &sampled[..sampled.len().saturating_sub(1)];
+            [active.request.tokens.as_slice(), sampled].concat()
+        };
+        let sequences: Vec<(Admission, Vec<u32>)> =
+            admissions.iter().map(|a| (*a, forwarded(a))).collect();
+        let replays = |id: SampleId| self.recorded_routing(id).is_some();
+        let replays = sequences.first().is_some_and(|(a, _)| replays(a.id));
+        self.run_sequences(&sequences, replays);
+    }
+
+    /// One forward pass over `sequences`, each a prompt and what follows it, into their slots.
+    fn run_sequences(&mut self, sequences: &[(Admission, Vec<u32>)], replays: bool) {
+        if sequences.is_empty() {
             return;
         }
-        let slots: Vec<usize> = new.iter().map(|a| a.slot).collect();
-        let prompts: Vec<&[u32]> = new
+        let slots: Vec<usize> = sequences.iter().map(|(a, _)| a.slot).collect();
+        let tokens: Vec<&[u32]> = sequences
             .iter()
-            .map(|a| self.requests[a.id.request].tokens.as_slice())
+            .map(|(_, tokens)| tokens.as_slice())
             .collect();
         slots.iter().for_each(|&slot| self.cache.clear_slot(slot));
+        let replay = replays.then(|| ForwardOptions {
+            routing: self.replayed(sequences),
+            ..forward_options(self.settings)
+        });
+        let options = replay.as_ref().unwrap_or(&self.options);
         let output = self
             .model
-            .prefill(&mut self.cache, &slots, &prompts, &self.options);
+            .prefill(&mut self.cache, &slots, &tokens, options);
 
-        let ends: Vec<i64> = prompts
+        let ends: Vec<i64> = sequences
             .iter()
-            .scan(0, |end, prompt| {
-                *end += prompt.len() as i64;
-                Some(*end - 1)
+            .scan(0, |start, (admission, tokens)| {
+                let prompt = &self.active[&admission.id.request].request.tokens;
+                let end = *start + prompt.len() as i64 - 1;
+                *start += tokens.len() as i64;
+                Some(end)
             })
             .collect();
         let last = Tensor::from_slice(&ends).to_device(output.hidden.device());
         let logits = self.model.logits(&output.hidden.index_select(0, &last));
         let mut routing = RoutingRows::of(&output);
-        for (row, (admission, prompt)) in new.iter().zip(&prompts).enumerate() {
-            self.started[admission.id.request] = Some(StartedPrompt {
+        let mut selected = SelectedRows::of(self.model, &output);
+        for (row, (admission, tokens)) in sequences.iter().enumerate() {
+            let active = self.active.get_mut(&admission.id.request);
+            let active = active.expect("it is at work");
+            let prompt_len = active.request.tokens.len();
+            active.started = Some(StartedPrompt {
                 logits: logits.get(row as i64),
-                routing: routing.take(prompt.len()),
+                routing: routing.take(prompt_len),
+                selection: selected.take_prompt(prompt_len),
+                policy_version: self.policy_version,
             });
+            // The recorded samples hold what follows.
+            routing.take(tokens.len() - prompt_len);
+            selected.skip(tokens.len() - prompt_len);
         }
-        let num_tokens: usize = prompts.iter().map(|prompt| prompt.len()).sum();
+        let num_tokens: usize = tokens.iter().map(|tokens| tokens.len()).sum();
         self.stats.prefill_tokens += num_tokens;
-        self.stats.mean_key_share += output.key_share * num_tokens as f64;
+        self.stats.key_share_sum += output.key_share * num_tokens as f64;
+    }
+
+    /// The experts recorded of a sample begun elsewhere, or of a sibling's prompt.
+    fn recorded_routing(&self, id: SampleId) -> Option<&RoutingTrace> {
+        let samples = &self.active[&id.request].samples;
+        let sample = samples.get(id.sample).or(samples.first())?;
+        (!sample.routing.ids.is_empty()).then_some(&sample.routing)
+    }
+
+    /// The recorded experts of every forwarded token of `sequences`.
+    fn replayed(&self, sequences: &[(Admission, Vec<u32>)]) -> Routing {
+        let (mut ids, mut row) = (Vec::<i64>::new(), (0, 0));
+        for (admission, tokens) in sequences {
+            let trace = self
+                .recorded_routing(admission.id)
+                .expect("recorded before");
+            row = (trace.num_layers as i64, trace.top_k as i64);
+            let len = tokens.len() * trace.num_layers * trace.top_k;
+            ids.extend(trace.ids[..len].iter().map(|&id| i64::from(id)));
+        }
+        let ids = Tensor::from_slice(&ids).view([-1, row.0, row.1]);
+        Routing::Replay(ids.to_device(self.model.device()))
     }
 
     /// Forwards the last token of every live sequence.
@@ -298,47 +438,62 @@ impl<'a> Engine<'a> {
         let tokens = Tensor::from_slice(&tokens).to_device(self.model.device());
         let output = self.model.decode(&mut self.cache, &tokens, &self.options);
         let mut routing = RoutingRows::of(&output);
+        let mut selected = SelectedRows::of(self.model, &output);
         for &slot in &slots {
             let row = routing.take(1);
-            self.sample(slot).routing.ids.extend(row.ids);
+            let position = self.cache.lengths[slot] as usize - 1;
+            let sample = self.sample(slot);
+            sample.routing.ids.extend(row.ids);
+            selected.take(position, &mut sample.selection);
         }
         self.stats.decoded_tokens += num_live;
-        self.stats.mean_key_share += output.key_share * num_live as f64;
-        (slots, self.model.logits(&output.hidden))
+        self.stats.key_share_sum += output.key_share * num_live as f64;
+        NextTokens {
+            policy_versions: vec![self.policy_version; slots.len()],
+            slots,
+            logits: self.model.logits(&output.hidden),
+        }
     }
 
     /// Draws and records a token a sequence, ends those that are complete, and counts them.
-    fn postprocess(&mut self, (slots, logits): NextTokens) -> Result<usize, RolloutError> {
-        let ids: Vec<SampleId> = slots.iter().map(|&slot| self.live(slot)).collect();
+    fn postprocess(&mut self, next: NextTokens) -> Result<usize, RolloutError> {
+        let ids: Vec<SampleId> = next.slots.iter().map(|&slot| self.live(slot)).collect();
         let draws: Vec<f64> = ids
             .iter()
             .map(|id| {
+                let active = &self.active[&id.request];
                 draws::uniform(
                     self.settings.seed,
-                    self.requests[id.request].prompt_id,
+                    active.request.prompt_id,
                     id.sample as u64,
-                    self.samples[id.request][id.sample].tokens.len() as u64,
+                    active.samples[id.sample].tokens.len() as u64,
                 )
             })
             .collect();
         let sampling = &self.settings.sampling;
-        let tokens = sample_batch(&logits, sampling, &draws, &self.settings.vocabulary);
+        let tokens = sample_batch(&next.logits, sampling, &draws, &self.settings.vocabulary);
         let mut num_finished = 0;
-        for (&slot, (id, token)) in slots.iter().zip(ids.iter().zip(tokens)) {
-            if self.record(*id, token)? {
-                self.scheduler.finish(slot);
+        for (row, (id, token)) in ids.into_iter().zip(tokens).enumerate() {
+            if self.record(id, token, next.policy_versions[row])? {
+                self.scheduler.finish(next.slots[row]);
                 num_finished += 1;
             }
         }
         Ok(num_finished)
     }
 
-    /// Appends `token` to its sample; true when that completes it.
-    fn record(&mut self, id: SampleId, token: SampledToken) -> Result<bool, RolloutError> {
-        let sample = &mut self.samples[id.request][id.sample];
+    /// Appends `token`, drawn by weights of version `policy_version`, to its sample; true when that completes it.
+    fn record(
+        &mut self,
+        id: SampleId,
+        token: SampledToken,
+        policy_version: u64,
+    ) -> Result<bool, RolloutError> {
+        let active = self.active.get_mut(&id.request).expect("it is at work");
+        let sample = &mut active.samples[id.sample];
         if !token.logprob.is_finite() {
             return Err(RolloutError::NonFiniteLogits {
-                prompt_id: self.requests[id.request].prompt_id,
+                prompt_id: active.request.prompt_id,
                 sample_index: id.sample,
                 position: sample.tokens.len(),
             });
@@ -346,13 +501,18 @@ impl<'a> Engine<'a> {
         sample.tokens.push(token.id);
         sample.sampler_logprobs.push(token.logprob);
         sample.kept.push(&token.kept);
+        sample.policy_versions.push(policy_version);
         self.stats.sampled_tokens += 1;
-        self.stats.mean_entropy += f64::from(token.entropy);
+        self.stats.entropy_sum += f64::from(token.entropy);
         if self.settings.stop_tokens.contains(&token.id) {
             sample.finish_reason = FinishReason::Stop;
-            return Ok(true);
+        } else if sample.tokens.len() == self.settings.sampling.max_new_tokens {
+            sample.finish_reason = FinishReason::Length;
+        } else {
+            return Ok(false);
         }
-        Ok(sample.tokens.len() == self.settings.sampling.max_new_tokens)
+        active.num_finished += 1;
+        Ok(true)
     }
 
     fn live(&self, slot: usize) -> SampleId {
@@ -361,7 +521,21 @@ impl<'a> Engine<'a> {
 
     fn sample(&mut self, slot: usize) -> &mut GeneratedSample {
         let id = self.live(slot);
-        &mut self.samples[id.request][id.sample]
+        let active = self.active.get_mut(&id.request).expect("it is at work");
+        &mut active.samples[id.sample]
+    }
+}
+
+/// Free routing that is recorded, and whatever else the settings ask for.
+fn forward_options(settings: &GenerationSettings) -> ForwardOptions {
+    ForwardOptions {
+        routing: Routing::Record,
+        attention: settings.attention,
+        selection: match settings.record_selection {
+            true => Selection::Record,
+            false => Selection::Free,
+        },
+        ..ForwardOptions::inference()
     }
 }
 
@@ -371,44 +545,6 @@ fn share_prompt(cache: &mut KvCache, from: usize, to: usize, prompt_len: i64) {
     if from != to {
         cache.copy_slot(from, to);
         cache.lengths[from] = held;
-    }
-}
-
-/// The expert ids of a forward pass on the host, handed out row by row.
-struct RoutingRows {
-    num_layers: usize,
-    top_k: usize,
-    ids: std::vec::IntoIter<i32>,
-}
-
-impl RoutingRows {
-    fn of(output: &ForwardOutput) -> RoutingRows {
-        let Some(routing) = &output.routing else {
-            return RoutingRows {
-                num_layers: 0,
-                top_k: 0,
-                ids: Vec::new().into_iter(),
-            };
-        };
-        let size = routing.size();
-        // i32 halves the transfer of i64 ids; they fit (at most 65535 experts).
-        let ids: Vec<i32> =
-            Vec::try_from(routing.to_kind(Kind::Int).flatten(0, -1)).expect("a flat i32 tensor");
-        RoutingRows {
-            num_layers: size[1] as usize,
-            top_k: size[2] as usize,
-            ids: ids.into_iter(),
-        }
-    }
-
-    /// The rows of the next `num_tokens` tokens.
-    fn take(&mut self, num_tokens: usize) -> RoutingTrace {
-        let len = num_tokens * self.num_layers * self.top_k;
-        RoutingTrace {
-            num_layers: self.num_layers,
-            top_k: self.top_k,
-            ids: self.ids.by_ref().take(len).map(|id| id as u16).collect(),
-        }
     }
 }
 

@@ -42,6 +42,17 @@ pub enum RolloutError {
         /// Position in the completion.
         position: usize,
     },
+    /// Graders that never return, one too many.
+    #[error(
+        "more than grading.max_hung ({max_hung}) graders hang at the same time, so nothing can be graded any \
+         more; the last: {last}. Mend the grader or raise grading.timeout_secs, then resume"
+    )]
+    GradersHang {
+        /// How many may.
+        max_hung: usize,
+        /// Task and problem.
+        last: String,
+    },
     /// The operating system refused.
     #[error("{path}: {source}")]
     Io {

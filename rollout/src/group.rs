@@ -3,17 +3,19 @@
 //! Token ids come from the engine and stay as they are; text is decoded only for the grader and the
 //! rollout file. Advantages are the learner's business.
 
-use environments::Family;
 use model::Transformer;
 
-use crate::engine::{Engine, GeneratedSample, GenerationSettings, GenerationStats, Request};
+use crate::engine::Engine;
 use crate::error::RolloutError;
+use crate::generation::{GeneratedSample, GenerationSettings, GenerationStats, Request};
+use crate::grading::GuardedGrader;
 use crate::sample::{Group, Prompt, Sample};
 
 /// Samples `group_size` completions of every prompt and grades them.
 ///
 /// `decode` turns completion ids (a final stop token already left out) into text. `progress` is
-/// called with (finished, total) samples.
+/// called with (finished, total) samples. Whether `grader` gave up is the caller's to ask, once the groups
+/// are in safety.
 ///
 /// # Errors
 /// A prompt that is empty or too long, or a policy whose logits are not finite.
@@ -23,6 +25,7 @@ pub fn sample_groups(
     group_size: usize,
     settings: &GenerationSettings,
     decode: &dyn Fn(&[u32]) -> String,
+    grader: &GuardedGrader,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<(Vec<Group>, GenerationStats), RolloutError> {
     let requests: Vec<Request> = prompts
@@ -31,25 +34,28 @@ pub fn sample_groups(
             prompt_id: prompt.id,
             tokens: prompt.tokens.clone(),
             num_samples: group_size,
+            begun: Vec::new(),
         })
         .collect();
     let (samples, stats) = Engine::new(model, settings, &requests)?.generate(progress)?;
     let groups = prompts
         .into_iter()
         .zip(samples)
-        .map(|(prompt, samples)| graded_group(prompt, samples, &settings.stop_tokens, decode))
+        .map(|(prompt, samples)| {
+            graded_group(prompt, samples, &settings.stop_tokens, decode, grader)
+        })
         .collect();
     Ok((groups, stats))
 }
 
-/// Decodes and grades the samples of one prompt.
-fn graded_group(
+/// Decodes and grades the samples of one prompt, by index; `decode` as in [`sample_groups`].
+pub fn graded_group(
     prompt: Prompt,
     samples: Vec<GeneratedSample>,
     stop_tokens: &[u32],
     decode: &dyn Fn(&[u32]) -> String,
+    grader: &GuardedGrader,
 ) -> Group {
-    let task = Family::task(&prompt.task);
     let samples = samples
         .into_iter()
         .enumerate()
@@ -57,13 +63,14 @@ fn graded_group(
             let text = decode(without_stop(&generated.tokens, stop_tokens));
             Sample {
                 index,
-                verdict: Family::verify(&task, &text),
+                verdict: grader.grade(&prompt, &text),
                 text,
                 tokens: generated.tokens,
                 sampler_logprobs: generated.sampler_logprobs,
                 kept: generated.kept,
                 routing: generated.routing,
-                policy_version: generated.policy_version,
+                selection: generated.selection,
+                policy_versions: generated.policy_versions,
                 finish_reason: generated.finish_reason,
             }
         })
@@ -81,15 +88,18 @@ fn without_stop<'a>(tokens: &'a [u32], stop_tokens: &[u32]) -> &'a [u32] {
 
 #[cfg(test)]
 mod tests {
-    use environments::{Split, TaskKey, Verdict};
-    use model::{KeptTokens, RoutingTrace};
+    use std::sync::Arc;
+
+    use environments::{Family, FamilyKey, Split, Tasks, Verdict};
+    use model::{KeptTokens, RoutingTrace, SelectionTrace};
 
     use super::*;
+    use crate::grading::GradingConfig;
     use crate::sample::FinishReason;
 
     #[test]
     fn samples_are_decoded_without_their_stop_token_and_graded() {
-        let key = TaskKey {
+        let key = FamilyKey {
             family: Family::Sums,
             split: Split::Train,
             level: 1,
@@ -98,7 +108,7 @@ mod tests {
         let task = Family::task(&key);
         let prompt = Prompt {
             id: 5,
-            task: key,
+            task: key.into(),
             question: task.question.clone(),
             tokens: vec![1, 2],
         };
@@ -107,7 +117,8 @@ mod tests {
             sampler_logprobs: vec![-0.5; tokens.len()],
             kept: KeptTokens::default(),
             routing: RoutingTrace::default(),
-            policy_version: 4,
+            selection: SelectionTrace::default(),
+            policy_versions: vec![4; tokens.len()],
             finish_reason,
         };
         let samples = vec![
@@ -124,7 +135,8 @@ mod tests {
                 })
                 .collect()
         };
-        let group = graded_group(prompt, samples, &[0], &decode);
+        let grader = GuardedGrader::new(Arc::new(Tasks::default()), &GradingConfig::default());
+        let group = graded_group(prompt, samples, &[0], &decode, &grader);
         let [right, wrong] = group.samples.as_slice() else {
             panic!("two samples");
         };
@@ -134,6 +146,6 @@ mod tests {
         assert_eq!(right.verdict.reward(), Some(1.0));
         assert!(matches!(wrong.verdict, Verdict::Graded { reward, .. } if reward == 0.0));
         assert_eq!(right.tokens, [10, 0], "ids stay as they were sampled");
-        assert_eq!(right.policy_version, 4);
+        assert_eq!(right.policy_versions, [4, 4]);
     }
 }

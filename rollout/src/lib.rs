@@ -2,22 +2,31 @@
 //!
 //! [`engine::Engine`] generates (schedule -> run -> postprocess): [`scheduler`] says which sample
 //! runs in which cache slot, [`sampler`] turns logits into tokens with the random numbers of
-//! [`draws`]. [`group`] turns prompts into graded groups, [`sample`] holds the types that travel,
-//! [`rollout_file`] writes them to parquet. Losses and optimizers live elsewhere.
+//! [`draws`]. [`group`] turns prompts into groups that [`grading`] has graded, [`sample`] holds the types
+//! that travel, [`rollout_file`] writes them to parquet. Losses and optimizers live elsewhere.
 
+pub mod crash_point;
 pub mod draws;
 pub mod engine;
 pub mod error;
+pub mod generation;
+pub mod grading;
 pub mod group;
 pub mod rollout_file;
 pub mod sample;
 pub mod sampler;
 pub mod scheduler;
+pub mod table;
+mod task_columns;
 mod truncation;
 mod vocabulary;
 
-pub use engine::{Engine, GeneratedSample, GenerationSettings, GenerationStats, Request};
+pub use engine::Engine;
 pub use error::RolloutError;
+pub use generation::{
+    GeneratedGroup, GeneratedSample, GenerationSettings, GenerationStats, Request,
+};
+pub use grading::{Grader, GradingConfig, GuardedGrader};
 pub use group::sample_groups;
 pub use sample::{FinishReason, Group, Prompt, Sample};
 pub use sampler::SamplingConfig;

@@ -1,39 +1,31 @@
 //! Rollouts on disk: one parquet file a step, one row a sample, everything training saw.
 //!
-//! Columns carry the names of the fields of `Sample`, `Prompt` and `TaskKey`; token ids, log-probs,
+//! Columns carry the names of the fields of `Sample`, `Prompt` and [`TaskColumns`]; token ids, log-probs,
 //! kept tokens (CSR: `kept_offsets`, `kept_ids`) and routing (`[token][layer][k]` flattened, with
 //! `routing_layers` and `routing_top_k`) are lists, so [`read`] gives back what was written. Any
 //! parquet reader opens it: `python -c "import pyarrow.parquet as p; print(p.read_table('F'))"`.
 //! The task's gold answer is not in the file.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayRef, ArrowPrimitiveType, Float64Array, ListArray, PrimitiveArray, RecordBatch,
-    StringArray, UInt32Array, UInt64Array,
-};
-use arrow::buffer::OffsetBuffer;
+use arrow::array::{ArrayRef, Float64Array, RecordBatch, StringArray, UInt32Array, UInt64Array};
 use arrow::datatypes::{
     DataType, Field, Float32Type, Float64Type, Schema, SchemaRef, UInt16Type, UInt32Type,
     UInt64Type,
 };
-use environments::{TaskKey, Verdict};
-use model::{KeptTokens, RoutingTrace};
-use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use parquet::basic::Compression;
-use parquet::errors::ParquetError;
-use parquet::file::properties::WriterProperties;
+use environments::Verdict;
+use model::{KeptTokens, RoutingTrace, SelectionTrace};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use crate::error::RolloutError;
 use crate::sample::{Group, Prompt, Sample};
+use crate::table::{self, Rows, list_field, lists};
+use crate::task_columns::TaskColumns;
 
-/// Rows decoded at once when reading; long samples carry megabytes of routing each.
-const READ_BATCH_ROWS: usize = 16;
+mod answers;
+
+pub use answers::{Answer, read_answers};
 
 /// The content of a rollout file.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,44 +55,15 @@ pub fn write(
         advantages.len(),
         "one advantage a sample of the rollout"
     );
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
-    let io = |source| RolloutError::Io {
-        path: partial.clone(),
-        source,
-    };
-    let parquet = |source| RolloutError::Parquet {
-        path: partial.clone(),
-        source,
-    };
-
-    let properties = WriterProperties::builder()
-        .set_compression(Compression::SNAPPY)
-        .build();
     let schema = schema();
-    let file = File::create(&partial).map_err(io)?;
-    let mut writer =
-        ArrowWriter::try_new(file, schema.clone(), Some(properties)).map_err(parquet)?;
     let mut rest = advantages;
     // A batch a group: list offsets are 32-bit, which a whole step of long samples could exceed.
-    for group in groups {
+    let batches = groups.iter().map(|group| {
         let (own, others) = rest.split_at(group.samples.len());
-        let batch = group_batch(&schema, step, group, own);
-        writer.write(&batch).map_err(parquet)?;
         rest = others;
-    }
-    let file = writer.into_inner().map_err(parquet)?;
-    file.sync_all().map_err(io)?;
-    fs::rename(&partial, path).map_err(io)?;
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    // The rename itself is durable only once the folder is.
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(io)
+        group_batch(&schema, step, group, own)
+    });
+    table::write(path, &schema, batches)
 }
 
 /// Reads a file that [`write()`] made. Groups without samples leave no trace in it.
@@ -108,49 +71,33 @@ pub fn write(
 /// # Errors
 /// No such file, not parquet, or without the columns of a rollout.
 pub fn read(path: &Path) -> Result<RolloutFile, RolloutError> {
-    let parquet = |source| RolloutError::Parquet {
-        path: path.to_path_buf(),
-        source,
-    };
-    let file = File::open(path).map_err(|source| RolloutError::Io {
-        path: path.to_path_buf(),
-        source,
-    })?;
-    let reader = ParquetRecordBatchReaderBuilder::try_new(file)
-        .map_err(parquet)?
-        .with_batch_size(READ_BATCH_ROWS)
-        .build()
-        .map_err(parquet)?;
     let mut content = RolloutFile {
         step: 0,
         groups: Vec::new(),
         advantages: Vec::new(),
     };
-    for batch in reader {
-        let batch = batch.map_err(|error| parquet(ParquetError::from(error)))?;
-        let rows = Rows { path, batch };
-        for row in 0..rows.batch.num_rows() {
-            content.step = rows.number::<UInt64Type>("step", row)?;
-            content
-                .advantages
-                .push(rows.number::<Float64Type>("advantage", row)?);
-            let sample = rows.sample(row)?;
-            let prompt_id = rows.number::<UInt64Type>("prompt_id", row)?;
-            match content.groups.last_mut() {
-                // Sample indices ascend within a group.
-                Some(group)
-                    if group.prompt.id == prompt_id
-                        && group.samples.last().is_some_and(|s| s.index < sample.index) =>
-                {
-                    group.samples.push(sample);
-                }
-                _ => content.groups.push(Group {
-                    prompt: rows.prompt(row)?,
-                    samples: vec![sample],
-                }),
+    table::read(path, |rows, row| {
+        content.step = rows.number::<UInt64Type>("step", row)?;
+        content
+            .advantages
+            .push(rows.number::<Float64Type>("advantage", row)?);
+        let sample = rows.sample(row)?;
+        let prompt_id = rows.number::<UInt64Type>("prompt_id", row)?;
+        match content.groups.last_mut() {
+            // Sample indices ascend within a group.
+            Some(group)
+                if group.prompt.id == prompt_id
+                    && group.samples.last().is_some_and(|s| s.index < sample.index) =>
+            {
+                group.samples.push(sample);
             }
+            _ => content.groups.push(Group {
+                prompt: rows.prompt(row)?,
+                samples: vec![sample],
+            }),
         }
-    }
+        Ok(())
+    })?;
     Ok(content)
 }
 
@@ -158,7 +105,7 @@ pub fn read(path: &Path) -> Result<RolloutFile, RolloutError> {
 fn schema() -> SchemaRef {
     let column = |name: &str, kind: DataType| Field::new(name, kind, false);
     let nullable = |name: &str, kind: DataType| Field::new(name, kind, true);
-    let list = |name: &str, item: DataType| Field::new_list(name, list_item(item), false);
+    let list = list_field;
     Arc::new(Schema::new(vec![
         column("step", DataType::UInt64),
         column("prompt_id", DataType::UInt64),
@@ -174,7 +121,7 @@ fn schema() -> SchemaRef {
         nullable("invalid_reason", DataType::Utf8),
         column("advantage", DataType::Float64),
         column("finish_reason", DataType::Utf8),
-        column("policy_version", DataType::UInt64),
+        list("policy_versions", DataType::UInt64),
         list("prompt_tokens", DataType::UInt32),
         list("tokens", DataType::UInt32),
         list("sampler_logprobs", DataType::Float32),
@@ -186,23 +133,20 @@ fn schema() -> SchemaRef {
     ]))
 }
 
-fn list_item(kind: DataType) -> Arc<Field> {
-    Arc::new(Field::new("item", kind, false))
-}
-
 /// The rows of one group, columns in the order of [`schema`].
 fn group_batch(schema: &SchemaRef, step: u64, group: &Group, advantages: &[f64]) -> RecordBatch {
     let (prompt, samples) = (&group.prompt, &group.samples);
+    let task = TaskColumns::of(&prompt.task);
     let n = samples.len();
     let same_u64 = |value: u64| Arc::new(UInt64Array::from_value(value, n)) as ArrayRef;
     let same_text = |value: String| Arc::new(StringArray::from_iter_values(vec![value; n])) as _;
     let columns: Vec<ArrayRef> = vec![
         same_u64(step),
         same_u64(prompt.id),
-        same_text(word(&prompt.task.family)),
-        Arc::new(UInt32Array::from_value(prompt.task.level, n)),
-        same_text(word(&prompt.task.split)),
-        same_u64(prompt.task.seed),
+        same_text(task.family),
+        Arc::new(UInt32Array::from_value(task.level, n)),
+        same_text(word(&task.split)),
+        same_u64(task.task_seed),
         same_text(prompt.question.clone()),
         Arc::new(UInt64Array::from_iter_values(
             samples.iter().map(|s| s.index as u64),
@@ -229,9 +173,7 @@ fn group_batch(schema: &SchemaRef, step: u64, group: &Group, advantages: &[f64])
         Arc::new(StringArray::from_iter_values(
             samples.iter().map(|s| word(&s.finish_reason)),
         )),
-        Arc::new(UInt64Array::from_iter_values(
-            samples.iter().map(|s| s.policy_version),
-        )),
+        lists::<UInt64Type>(samples.iter().map(|s| s.policy_versions.as_slice())),
         lists::<UInt32Type>(samples.iter().map(|_| prompt.tokens.as_slice())),
         lists::<UInt32Type>(samples.iter().map(|s| s.tokens.as_slice())),
         lists::<Float32Type>(samples.iter().map(|s| s.sampler_logprobs.as_slice())),
@@ -248,20 +190,6 @@ fn group_batch(schema: &SchemaRef, step: u64, group: &Group, advantages: &[f64])
     RecordBatch::try_new(schema.clone(), columns).expect("columns match the schema")
 }
 
-/// A list column from one slice a row.
-fn lists<'a, T: ArrowPrimitiveType>(
-    rows: impl Iterator<Item = &'a [T::Native]> + Clone,
-) -> ArrayRef {
-    let offsets = OffsetBuffer::from_lengths(rows.clone().map(<[T::Native]>::len));
-    let values = PrimitiveArray::<T>::from_iter_values(rows.flatten().copied());
-    Arc::new(ListArray::new(
-        list_item(T::DATA_TYPE),
-        offsets,
-        Arc::new(values),
-        None,
-    ))
-}
-
 /// The name serde gives a unit variant.
 fn word(value: &impl Serialize) -> String {
     match serde_json::to_value(value) {
@@ -270,77 +198,19 @@ fn word(value: &impl Serialize) -> String {
     }
 }
 
-/// Typed access to the rows of a batch.
-struct Rows<'a> {
-    path: &'a Path,
-    batch: RecordBatch,
-}
-
+/// The types of a rollout in the rows of a batch.
 impl Rows<'_> {
-    fn malformed(&self, problem: String) -> RolloutError {
-        RolloutError::Malformed {
-            path: self.path.to_path_buf(),
-            problem,
-        }
-    }
-
-    fn column<A: 'static>(&self, name: &str) -> Result<&A, RolloutError> {
-        self.batch
-            .column_by_name(name)
-            .and_then(|column| column.as_any().downcast_ref::<A>())
-            .ok_or_else(|| {
-                self.malformed(format!(
-                    "column '{name}' is missing or of another type; is this a rollout file?"
-                ))
-            })
-    }
-
-    fn number<T: ArrowPrimitiveType>(
-        &self,
-        name: &str,
-        row: usize,
-    ) -> Result<T::Native, RolloutError> {
-        Ok(self.column::<PrimitiveArray<T>>(name)?.value(row))
-    }
-
-    fn text(&self, name: &str, row: usize) -> Result<Option<String>, RolloutError> {
-        let column = self.column::<StringArray>(name)?;
-        Ok(column.is_valid(row).then(|| column.value(row).to_string()))
-    }
-
-    fn required_text(&self, name: &str, row: usize) -> Result<String, RolloutError> {
-        self.text(name, row)?
-            .ok_or_else(|| self.malformed(format!("column '{name}' is null in a row")))
-    }
-
-    fn variant<V: DeserializeOwned>(&self, name: &str, row: usize) -> Result<V, RolloutError> {
-        let word = self.required_text(name, row)?;
-        serde_json::from_value(serde_json::Value::String(word))
-            .map_err(|error| self.malformed(format!("column '{name}': {error}")))
-    }
-
-    fn list<T: ArrowPrimitiveType>(
-        &self,
-        name: &str,
-        row: usize,
-    ) -> Result<Vec<T::Native>, RolloutError> {
-        let items = self.column::<ListArray>(name)?.value(row);
-        let items = items.as_any().downcast_ref::<PrimitiveArray<T>>();
-        let items = items.ok_or_else(|| {
-            self.malformed(format!("column '{name}' does not hold {}", T::DATA_TYPE))
-        })?;
-        Ok(items.values().to_vec())
-    }
-
     fn prompt(&self, row: usize) -> Result<Prompt, RolloutError> {
+        let task = TaskColumns {
+            family: self.required_text("family", row)?,
+            split: self.variant("split", row)?,
+            level: self.number::<UInt32Type>("level", row)?,
+            task_seed: self.number::<UInt64Type>("task_seed", row)?,
+        };
+        let task = task.key();
         Ok(Prompt {
             id: self.number::<UInt64Type>("prompt_id", row)?,
-            task: TaskKey {
-                family: self.variant("family", row)?,
-                split: self.variant("split", row)?,
-                level: self.number::<UInt32Type>("level", row)?,
-                seed: self.number::<UInt64Type>("task_seed", row)?,
-            },
+            task: task.map_err(|problem| self.malformed(format!("column 'family': {problem}")))?,
             question: self.required_text("question", row)?,
             tokens: self.list::<UInt32Type>("prompt_tokens", row)?,
         })
@@ -349,6 +219,7 @@ impl Rows<'_> {
     fn sample(&self, row: usize) -> Result<Sample, RolloutError> {
         Ok(Sample {
             index: self.number::<UInt64Type>("sample_index", row)? as usize,
+            policy_versions: self.policy_versions(row)?,
             tokens: self.list::<UInt32Type>("tokens", row)?,
             sampler_logprobs: self.list::<Float32Type>("sampler_logprobs", row)?,
             kept: KeptTokens {
@@ -360,11 +231,20 @@ impl Rows<'_> {
                 top_k: self.number::<UInt32Type>("routing_top_k", row)? as usize,
                 ids: self.list::<UInt16Type>("routing", row)?,
             },
-            policy_version: self.number::<UInt64Type>("policy_version", row)?,
+            selection: SelectionTrace::default(),
             finish_reason: self.variant("finish_reason", row)?,
             text: self.required_text("completion", row)?,
             verdict: self.verdict(row)?,
         })
+    }
+
+    fn policy_versions(&self, row: usize) -> Result<Vec<u64>, RolloutError> {
+        if self.has("policy_versions") {
+            return self.list::<UInt64Type>("policy_versions", row);
+        }
+        // Files of older builds name one version a sample.
+        let version = self.number::<UInt64Type>("policy_version", row)?;
+        Ok(vec![version; self.list::<UInt32Type>("tokens", row)?.len()])
     }
 
     fn verdict(&self, row: usize) -> Result<Verdict, RolloutError> {

@@ -1,7 +1,7 @@
 //! The types that travel from rollout to learner.
 
 use environments::{TaskKey, Verdict};
-use model::{KeptTokens, RoutingTrace};
+use model::{KeptTokens, RoutingTrace, SelectionTrace};
 use serde::{Deserialize, Serialize};
 
 /// A question, ready for the engine.
@@ -25,6 +25,8 @@ pub enum FinishReason {
     Stop,
     /// The limit on new tokens was reached.
     Length,
+    /// It has not ended: a sample in flight, as the checkpoints of asynchronous runs hold it.
+    Unfinished,
 }
 
 /// One completion.
@@ -40,8 +42,11 @@ pub struct Sample {
     pub kept: KeptTokens,
     /// Experts of prompt and completion: `prompt.len() + len - 1` rows (the last token is never forwarded).
     pub routing: RoutingTrace,
-    /// Version of the policy that sampled it.
-    pub policy_version: u64,
+    /// Keys that the indexer selected for the same tokens, where recording them was asked for. Not written to
+    /// rollout files.
+    pub selection: SelectionTrace,
+    /// Version of the policy that drew each token, `[len]`; never falls within a sample.
+    pub policy_versions: Vec<u64>,
     /// Why it ended.
     pub finish_reason: FinishReason,
     /// Decoded completion, special tokens left out.

@@ -7,6 +7,7 @@
 //! reused, and the next waiting sibling is the first to reuse it. Tensors are unknown here.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use crate::error::RolloutError;
 
@@ -30,6 +31,8 @@ pub enum PromptSource {
     Prefill,
     /// In this slot, possibly its own, followed by another sample's tokens.
     Slot(usize),
+    /// Nowhere, and part of the sample was drawn elsewhere: run both through the model, draw nothing yet.
+    Restore,
 }
 
 /// A sample that starts now.
@@ -66,30 +69,51 @@ struct Slot {
     resident: Option<usize>,
 }
 
+/// A sample that has no slot yet.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    id: SampleId,
+    prompt_len: usize,
+    /// Tokens drawn elsewhere, where it was begun there.
+    drawn: Option<usize>,
+}
+
 /// The waiting line and the slots.
 #[derive(Debug)]
 pub struct Scheduler {
-    waiting: VecDeque<SampleId>,
-    prompt_lens: Vec<usize>,
+    waiting: VecDeque<Waiting>,
     slots: Vec<Slot>,
 }
 
 impl Scheduler {
-    /// Schedules `num_samples[r]` samples of each request r with a prompt of `prompt_lens[r]` tokens.
-    pub fn new(prompt_lens: Vec<usize>, num_samples: &[usize], num_slots: usize) -> Scheduler {
+    /// Nothing to do, in `num_slots` slots.
+    pub fn new(num_slots: usize) -> Scheduler {
         assert!(num_slots > 0, "the engine needs at least one slot");
-        let waiting = num_samples
-            .iter()
-            .enumerate()
-            .flat_map(|(request, &count)| {
-                (0..count).map(move |sample| SampleId { request, sample })
-            })
-            .collect();
         Scheduler {
-            waiting,
-            prompt_lens,
+            waiting: VecDeque::new(),
             slots: vec![Slot::default(); num_slots],
         }
+    }
+
+    /// Adds samples of `request`, whose number is above all before, to the end of the line: those of
+    /// which (index, tokens) were drawn elsewhere, then `fresh` ones.
+    pub fn add(
+        &mut self,
+        request: usize,
+        prompt_len: usize,
+        unfinished: &[(usize, usize)],
+        fresh: Range<usize>,
+    ) {
+        let waiting = |sample, drawn| Waiting {
+            id: SampleId { request, sample },
+            prompt_len,
+            drawn,
+        };
+        let unfinished = unfinished
+            .iter()
+            .map(|&(index, drawn)| waiting(index, Some(drawn)));
+        self.waiting.extend(unfinished);
+        self.waiting.extend(fresh.map(|index| waiting(index, None)));
     }
 
     /// The next thing to do; `None` when every sample has finished.
@@ -118,27 +142,33 @@ impl Scheduler {
         // The line is in request order, so only its head can be partly admitted.
         self.waiting
             .front()
-            .is_some_and(|head| head.request <= request)
+            .is_some_and(|head| head.id.request <= request)
     }
 
     /// Gives free slots to waiting samples, in order.
     fn admit(&mut self) -> Vec<Admission> {
         let mut admissions = Vec::new();
         let mut prefill_tokens = 0;
-        while let Some(&id) = self.waiting.front() {
+        while let Some(&Waiting {
+            id,
+            prompt_len,
+            drawn,
+        }) = self.waiting.front()
+        {
             let Some(slot) = self.free_slot(id.request) else {
                 break;
             };
-            let source = match self.slot_holding(id.request, slot) {
-                Some(from) => PromptSource::Slot(from),
-                None => {
-                    prefill_tokens += self.prompt_lens[id.request];
-                    if prefill_tokens > MAX_PREFILL_TOKENS && !admissions.is_empty() {
-                        break;
-                    }
-                    PromptSource::Prefill
-                }
+            let source = match (drawn, self.slot_holding(id.request, slot)) {
+                (None, Some(from)) => PromptSource::Slot(from),
+                (None, None) => PromptSource::Prefill,
+                (Some(_), _) => PromptSource::Restore,
             };
+            if !matches!(source, PromptSource::Slot(_)) {
+                prefill_tokens += prompt_len + drawn.unwrap_or(0);
+                if prefill_tokens > MAX_PREFILL_TOKENS && !admissions.is_empty() {
+                    break;
+                }
+            }
             self.waiting.pop_front();
             self.slots[slot] = Slot {
                 live: Some(id),
@@ -186,27 +216,26 @@ impl Scheduler {
     }
 }
 
-/// Checks that every prompt can be generated from: some tokens, and room for `max_new_tokens`.
+/// Checks that a prompt can be generated from: some tokens, and room for `max_new_tokens`.
 ///
 /// # Errors
 /// An empty prompt, or one that does not fit into `max_position_embeddings` tokens of context.
 pub fn check_fit(
-    prompts: impl Iterator<Item = (u64, usize)>,
+    prompt_id: u64,
+    prompt_tokens: usize,
     max_new_tokens: usize,
     max_position_embeddings: usize,
 ) -> Result<(), RolloutError> {
-    for (prompt_id, prompt_tokens) in prompts {
-        if prompt_tokens == 0 {
-            return Err(RolloutError::EmptyPrompt { prompt_id });
-        }
-        if prompt_tokens + max_new_tokens > max_position_embeddings {
-            return Err(RolloutError::PromptTooLong {
-                prompt_id,
-                prompt_tokens,
-                max_new_tokens,
-                max_position_embeddings,
-            });
-        }
+    if prompt_tokens == 0 {
+        return Err(RolloutError::EmptyPrompt { prompt_id });
+    }
+    if prompt_tokens + max_new_tokens > max_position_embeddings {
+        return Err(RolloutError::PromptTooLong {
+            prompt_id,
+            prompt_tokens,
+            max_new_tokens,
+            max_position_embeddings,
+        });
     }
     Ok(())
 }
@@ -226,7 +255,10 @@ mod tests {
         num_slots: usize,
         len: impl Fn(usize, usize) -> usize,
     ) -> (Vec<usize>, usize) {
-        let mut scheduler = Scheduler::new(prompt_lens.to_vec(), num_samples, num_slots);
+        let mut scheduler = Scheduler::new(num_slots);
+        for (request, (&prompt_len, &count)) in prompt_lens.iter().zip(num_samples).enumerate() {
+            scheduler.add(request, prompt_len, &[], 0..count);
+        }
         let mut cache: Vec<Content> = vec![None; num_slots];
         let mut drawn: Vec<Vec<usize>> = num_samples.iter().map(|_| Vec::new()).collect();
         let mut prefills = vec![0; prompt_lens.len()];
@@ -329,7 +361,8 @@ mod tests {
 
     #[test]
     fn group_larger_than_the_slots_copies_its_prompt() {
-        let mut scheduler = Scheduler::new(vec![4], &[3], 2);
+        let mut scheduler = Scheduler::new(2);
+        scheduler.add(0, 4, &[], 0..3);
         let admission = |sample, slot, source| Admission {
             id: SampleId { request: 0, sample },
             slot,
@@ -375,8 +408,8 @@ mod tests {
 
     #[test]
     fn prompt_and_completion_must_fit_the_context() {
-        assert!(check_fit([(7, 40)].into_iter(), 24, 64).is_ok());
-        let error = check_fit([(3, 10), (7, 41)].into_iter(), 24, 64).unwrap_err();
+        assert!(check_fit(7, 40, 24, 64).is_ok());
+        let error = check_fit(7, 41, 24, 64).unwrap_err();
         let message = error.to_string();
         for part in [
             "prompt 7 ",
@@ -387,9 +420,7 @@ mod tests {
         ] {
             assert!(message.contains(part), "{part}: {message}");
         }
-        let empty = check_fit([(9, 0)].into_iter(), 1, 64)
-            .unwrap_err()
-            .to_string();
+        let empty = check_fit(9, 0, 1, 64).unwrap_err().to_string();
         assert!(empty.contains("prompt 9 has no tokens"), "{empty}");
     }
 }

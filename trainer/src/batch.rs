@@ -14,7 +14,7 @@ use kernels::tch::{Device, Tensor};
 use model::{Document, KeptTokens, PackedInput};
 use rollout::{Group, Sample};
 
-use self::payload::{routing_problem, sample_problem};
+use self::payload::{routing_problem, sample_problem, selection_problem};
 use crate::config::EnvironmentConfig;
 
 mod payload;
@@ -27,8 +27,14 @@ pub struct PackOptions<'a> {
     pub micro_batch_tokens: usize,
     /// Carry the recorded experts of a model with this many layers and experts a token.
     pub keep_routing: Option<RoutingShape>,
+    /// Carry the keys that the indexer selected, of a model with this many layers and keys a token.
+    pub keep_selection: Option<SelectionShape>,
     /// Carry the support that truncation left; otherwise every row keeps the whole vocabulary.
     pub keep_sampling_mask: bool,
+    /// The sampler truncates: every token must come with its kept tokens.
+    pub truncates: bool,
+    /// Token ids lie below it.
+    pub vocab_size: usize,
     /// Leave out groups whose samples all have advantage 0: without a KL term they have no gradient.
     /// They still count in the mean over groups.
     pub skip_without_signal: bool,
@@ -45,6 +51,17 @@ pub struct RoutingShape {
     pub num_layers: usize,
     /// Experts a token and layer, k.
     pub top_k: usize,
+    /// Expert ids lie below it.
+    pub num_experts: usize,
+}
+
+/// Keys selected for one token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SelectionShape {
+    /// Layers with an indexer, D.
+    pub num_layers: usize,
+    /// Keys a token and layer, at most.
+    pub topk: usize,
 }
 
 /// Whole documents of one forward and backward pass.
@@ -62,6 +79,8 @@ pub struct MicroBatch {
     pub kept: KeptTokens,
     /// Recorded experts, i64 `[T, L, k]`.
     pub routing: Option<Tensor>,
+    /// Recorded keys, i64 `[T, D, K]`: positions, -1 for absent ones.
+    pub selection: Option<Tensor>,
     /// Sample of each target, `[N]` i64 in `0..S`.
     pub sequence: Tensor,
     /// Advantage of each sample, `[S]` f64.
@@ -72,6 +91,27 @@ pub struct MicroBatch {
     pub kl_scales: Tensor,
     /// Share of each target in the step's objective, `[N]` f64.
     pub token_weights: Tensor,
+    /// Which samples these are, S of them.
+    pub sources: Vec<SampleSource>,
+}
+
+/// Where a packed sample comes from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SampleSource {
+    /// Its prompt.
+    pub prompt_id: u64,
+    /// Its index within the group.
+    pub sample_index: usize,
+    /// Version of the policy that drew its first token.
+    pub first_policy_version: u64,
+    /// Reward minus the group's mean.
+    pub advantage: f64,
+    /// Strength of its KL term, relative to the stage's.
+    pub kl_scale: f64,
+    /// Share of each of its tokens in the step's objective.
+    pub token_weight: f64,
+    /// Its tokens.
+    pub num_tokens: usize,
 }
 
 /// Text of a stage that trains on text.
@@ -157,7 +197,7 @@ impl Piece<'_> {
 /// several documents that each repeat the prompt. No group with a valid sample: no micro-batch.
 ///
 /// # Errors
-/// A sample whose log-probs, kept tokens or (when kept) routing don't fit its tokens.
+/// A sample whose log-probs, kept tokens or (when kept) routing or selection don't fit its tokens.
 pub fn pack(
     groups: &[Group],
     advantages: &[Vec<Option<f64>>],
@@ -256,11 +296,10 @@ fn check_group(
         });
     }
     for (sample, _) in samples {
-        let problem = sample_problem(sample, options.keep_sampling_mask).or_else(|| {
-            let first = samples[0].0;
-            let shape = options.keep_routing?;
-            routing_problem(group.prompt.tokens.len(), sample, first, shape)
-        });
+        let (first, prompt_len) = (samples[0].0, group.prompt.tokens.len());
+        let problem = sample_problem(sample, options)
+            .or_else(|| routing_problem(prompt_len, sample, first, options.keep_routing?))
+            .or_else(|| selection_problem(prompt_len, sample, first, options.keep_selection?));
         if let Some(problem) = problem {
             return Err(BatchError::Sample {
                 prompt: group.prompt.id,
@@ -308,9 +347,9 @@ fn micro_batch(pieces: &[Piece], options: &PackOptions) -> MicroBatch {
     let (mut target_rows, mut targets) = (Vec::<i64>::new(), Vec::<i64>::new());
     let (mut sampler_logprobs, mut kept) = (Vec::<f32>::new(), KeptTokens::default());
     let (mut sequence, mut token_weights) = (Vec::<i64>::new(), Vec::<f64>::new());
-    let (mut advantages, mut lengths) = (Vec::<f64>::new(), Vec::<i64>::new());
-    let mut kl_scales = Vec::<f64>::new();
-    let mut routing = Vec::<i64>::new();
+    let mut sources = Vec::<SampleSource>::new();
+    let (mut routing, mut selection) = (Vec::<i64>::new(), Vec::<i64>::new());
+    let selection_width = selection_width(pieces, options);
     for piece in pieces {
         let prompt = &piece.group.prompt.tokens;
         let start = tokens.len() as i64;
@@ -319,6 +358,10 @@ fn micro_batch(pieces: &[Piece], options: &PackOptions) -> MicroBatch {
         let prompt_ids = prompt.len() * options.keep_routing.map_or(0, |r| r.num_layers * r.top_k);
         let shared = &piece.samples[0].0.routing.ids[..prompt_ids];
         routing.extend(shared.iter().map(|&id| i64::from(id)));
+        if options.keep_selection.is_some() {
+            let trace = &piece.samples[0].0.selection;
+            selection.extend(trace.rows(0..prompt.len(), selection_width));
+        }
         let mut branch_lens = Vec::new();
         for (sample, advantage) in &piece.samples {
             let len = sample.tokens.len();
@@ -334,6 +377,10 @@ fn micro_batch(pieces: &[Piece], options: &PackOptions) -> MicroBatch {
                 let own = &sample.routing.ids[prompt_ids..];
                 routing.extend(own.iter().map(|&id| i64::from(id)));
             }
+            if options.keep_selection.is_some() {
+                let own = prompt.len()..prompt.len() + len - 1;
+                selection.extend(sample.selection.rows(own, selection_width));
+            }
             for t in 0..len {
                 kept.push(if options.keep_sampling_mask {
                     sample.kept.row(t)
@@ -342,11 +389,18 @@ fn micro_batch(pieces: &[Piece], options: &PackOptions) -> MicroBatch {
                 });
             }
             sampler_logprobs.extend_from_slice(&sample.sampler_logprobs);
-            sequence.extend(std::iter::repeat_n(lengths.len() as i64, len));
-            token_weights.extend(std::iter::repeat_n(piece.sample_weight / len as f64, len));
-            advantages.push(*advantage);
-            kl_scales.push(kl_scale(options.environments, &piece.group.prompt.task));
-            lengths.push(len as i64);
+            let token_weight = piece.sample_weight / len as f64;
+            sequence.extend(std::iter::repeat_n(sources.len() as i64, len));
+            token_weights.extend(std::iter::repeat_n(token_weight, len));
+            sources.push(SampleSource {
+                prompt_id: piece.group.prompt.id,
+                sample_index: sample.index,
+                first_policy_version: sample.policy_versions[0],
+                advantage: *advantage,
+                kl_scale: kl_scale(options.environments, &piece.group.prompt.task),
+                token_weight,
+                num_tokens: len,
+            });
         }
         documents.push(Document {
             start,
@@ -356,6 +410,11 @@ fn micro_batch(pieces: &[Piece], options: &PackOptions) -> MicroBatch {
     }
     let num_tokens = tokens.len() as i64;
     let device = options.device;
+    let of_samples = |number: fn(&SampleSource) -> f64| {
+        let numbers: Vec<f64> = sources.iter().map(number).collect();
+        Tensor::from_slice(&numbers).to_device(device)
+    };
+    let lengths: Vec<i64> = sources.iter().map(|s| s.num_tokens as i64).collect();
     MicroBatch {
         input: PackedInput {
             tokens: Tensor::from_slice(&tokens).to_device(device),
@@ -369,18 +428,37 @@ fn micro_batch(pieces: &[Piece], options: &PackOptions) -> MicroBatch {
             let size = [num_tokens, shape.num_layers as i64, shape.top_k as i64];
             Tensor::from_slice(&routing).view(size).to_device(device)
         }),
+        selection: options.keep_selection.map(|shape| {
+            let size = [num_tokens, shape.num_layers as i64, selection_width as i64];
+            Tensor::from_slice(&selection).view(size).to_device(device)
+        }),
         sequence: Tensor::from_slice(&sequence).to_device(device),
-        advantages: Tensor::from_slice(&advantages).to_device(device),
+        advantages: of_samples(|s| s.advantage),
         lengths: Tensor::from_slice(&lengths).to_device(device),
-        kl_scales: Tensor::from_slice(&kl_scales).to_device(device),
+        kl_scales: of_samples(|s| s.kl_scale),
         token_weights: Tensor::from_slice(&token_weights).to_device(device),
+        sources,
     }
+}
+
+/// Keys that a token of these pieces can have, at most.
+fn selection_width(pieces: &[Piece], options: &PackOptions) -> usize {
+    let longest = |piece: &Piece| {
+        let branches = piece
+            .samples
+            .iter()
+            .map(|(sample, _)| sample.tokens.len() - 1);
+        piece.group.prompt.tokens.len() + branches.max().unwrap_or(0)
+    };
+    let longest = pieces.iter().map(longest).max().unwrap_or(0);
+    options
+        .keep_selection
+        .map_or(0, |shape| shape.topk.min(longest))
 }
 
 /// The scale of the environment that `task` comes from; 1 where none of them makes such tasks.
 fn kl_scale(environments: &[EnvironmentConfig], task: &TaskKey) -> f64 {
-    let is_source = |e: &&EnvironmentConfig| (e.family, e.level) == (task.family, task.level);
-    let source = environments.iter().find(is_source);
+    let source = environments.iter().find(|e| e.is_source_of(task));
     source.map_or(1.0, |environment| environment.kl_scale)
 }
 

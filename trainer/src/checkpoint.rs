@@ -5,6 +5,7 @@
 //!     weights.safetensors          f32 masters by Hugging Face name
 //!     optimizer.safetensors        moments and step counts
 //!     state.json                   TrainState: stage, steps, policy version, cursors
+//!     in_flight.parquet            asynchronous runs: groups sampled and not trained, in part or whole
 //!     manifest.json                format, config hash, reference link; size and BLAKE3 of each file
 //! checkpoints/reference-stage-2/   weights.safetensors, manifest.json: written once a stage
 //! ```
@@ -19,10 +20,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use kernels::tch::Tensor;
+use rollout::Group;
 use serde::{Deserialize, Serialize};
 
 use self::item_folder::ItemFolder;
-use self::manifest::{Manifest, ReferenceLink};
+use self::manifest::{FileRecord, Manifest, ReferenceLink};
 use self::tensor_file::{TensorFile, create_file, create_tensor_file};
 
 mod item_folder;
@@ -32,6 +34,7 @@ mod tensor_file;
 const WEIGHTS: &str = "weights.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
+const IN_FLIGHT: &str = "in_flight.parquet";
 
 /// Where a run stands, besides its tensors.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +85,9 @@ pub enum CheckpointError {
         /// What is wrong.
         problem: String,
     },
+    /// Groups in flight can't be written or read.
+    #[error(transparent)]
+    InFlight(#[from] rollout::RolloutError),
     /// There are checkpoints, but every one is damaged.
     #[error(
         "no checkpoint in {folder} is intact; restore one from a backup or start a new run:\n  {problems}",
@@ -114,6 +120,8 @@ pub struct Contents<'a> {
     pub config_hash: &'a str,
     /// Name that [`Checkpoints::save_reference`] returned, while a reference policy is in use.
     pub reference: Option<&'a str>,
+    /// Groups that were sampled, in part or whole, and not trained yet.
+    pub in_flight: &'a [Group],
 }
 
 /// The newest intact checkpoint.
@@ -158,6 +166,18 @@ impl Checkpoint {
             None => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// Groups that were sampled, in part or whole, and not trained yet.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn in_flight(&self) -> Result<Vec<Group>, CheckpointError> {
+        let path = self.path.join(IN_FLIGHT);
+        if !path.exists() {
+            return Ok(Vec::new());
+        }
+        Ok(rollout::rollout_file::read(&path)?.groups)
     }
 
     /// State of the optimizer, on the CPU.
@@ -209,19 +229,36 @@ impl Checkpoints {
             }),
         };
         let path = self.items.create(&step_name(step), |folder| {
-            let files = vec![
+            let mut files = vec![
                 create_tensor_file(folder, WEIGHTS, contents.weights)?,
                 create_tensor_file(folder, OPTIMIZER, contents.optimizer)?,
                 create_file(folder, STATE, |out| {
                     Ok(serde_json::to_writer_pretty(out, contents.state)?)
                 })?,
             ];
+            if !contents.in_flight.is_empty() {
+                files.push(create_in_flight_file(folder, step, contents.in_flight)?);
+            }
             Manifest::new(contents.config_hash, reference, files).create(folder)
         })?;
         self.damaged.remove(&step);
-        self.delete_old_steps(step)?;
-        self.delete_old_references(contents.state.stage)?;
+        self.delete_old(contents.state)?;
         Ok(path)
+    }
+
+    /// Finishes what a killed [`Checkpoints::save`] left to do, for a run that goes on from `state`: a run
+    /// that has no step to go would never save again.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn tidy(&self, state: &TrainState) -> Result<(), CheckpointError> {
+        self.items.clear_leftovers()?;
+        self.delete_old(state)
+    }
+
+    fn delete_old(&self, state: &TrainState) -> Result<(), CheckpointError> {
+        self.delete_old_steps(state.global_step)?;
+        self.delete_old_references(state.stage)
     }
 
     /// Writes `reference-stage-N`, the policy as it was when stage N began, and returns that name.
@@ -270,6 +307,19 @@ impl Checkpoints {
             folder: self.items.path.clone(),
             problems: damaged.iter().map(ToString::to_string).collect(),
         })
+    }
+
+    /// The newest intact checkpoint of step `step` or before; `None` where there is none.
+    ///
+    /// # Errors
+    /// The folder can't be listed.
+    pub fn newest_until(&self, step: u64) -> Result<Option<Checkpoint>, CheckpointError> {
+        let steps = self
+            .steps()?
+            .into_iter()
+            .rev()
+            .filter(|&found| found <= step);
+        Ok(steps.filter_map(|step| self.verified(step).ok()).next())
     }
 
     /// Every checkpoint, oldest first, by its folder's name: as [`Checkpoints::latest`] would find it.
@@ -358,6 +408,18 @@ impl Checkpoints {
         steps.sort_unstable();
         Ok(steps)
     }
+}
+
+/// Writes the groups in flight as a rollout file whose samples have no advantage yet.
+fn create_in_flight_file(
+    folder: &Path,
+    step: u64,
+    groups: &[Group],
+) -> Result<FileRecord, CheckpointError> {
+    let path = folder.join(IN_FLIGHT);
+    let num_samples = groups.iter().map(|group| group.samples.len()).sum();
+    rollout::rollout_file::write(&path, step, groups, &vec![f64::NAN; num_samples])?;
+    FileRecord::of(folder, IN_FLIGHT)
 }
 
 fn step_name(step: u64) -> String {

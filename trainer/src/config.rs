@@ -3,10 +3,11 @@
 //! A run is described by one RON file ([`crate::config_file`] reads it). Unknown keys are errors.
 //! [`RunConfig::validate`] rejects contradictions once, at the edge; later code trusts the values.
 
-use environments::Family;
 use model::{DsaConfig, ModelConfig};
-use rollout::SamplingConfig;
+use rollout::{GradingConfig, SamplingConfig};
 use serde::{Deserialize, Serialize};
+
+pub use crate::environment_config::{EnvironmentConfig, TaskSource};
 
 /// A whole run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,7 +20,7 @@ pub struct RunConfig {
     pub seed: u64,
     /// The starting policy.
     pub model: PolicyConfig,
-    /// Where tasks come from.
+    /// Where tasks come from; keys in `environment_config.rs`.
     pub environments: Vec<EnvironmentConfig>,
     /// System message of every prompt; `None` leaves the chat template's own default.
     #[serde(default)]
@@ -27,6 +28,9 @@ pub struct RunConfig {
     /// How rollouts draw tokens.
     #[serde(default)]
     pub sampling: SamplingConfig,
+    /// How long the grading of a sample may take.
+    #[serde(default)]
+    pub grading: GradingConfig,
     /// Sequences decoded at once, at most.
     #[serde(default = "defaults::max_batch_sequences")]
     pub max_batch_sequences: usize,
@@ -106,28 +110,10 @@ pub struct UpcycleConfig {
     pub top_k: usize,
 }
 
-/// One source of tasks.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EnvironmentConfig {
-    /// Task family.
-    pub family: Family,
-    /// Difficulty.
-    #[serde(default = "defaults::level")]
-    pub level: u32,
-    /// Share of the prompts, relative to the others.
-    #[serde(default = "defaults::unit")]
-    pub weight: f64,
-    /// Strength of the KL term on these tasks, relative to the stage's `kl_beta`; 0 leaves them free of it.
-    /// The report gives every domain its own.
-    #[serde(default = "defaults::unit")]
-    pub kl_scale: f64,
-}
-
 /// Text of `indexer_warmup`, `sparse_training` and `sft`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub enum TextConfig {
-    /// The environments' worked solutions, chat-encoded.
+    /// The environments' worked solutions, chat-encoded; for a row of a dataset without one, its answer.
     #[default]
     Solutions,
     /// Completions sampled from the policy, as it is at that step, on training prompts.
@@ -219,7 +205,7 @@ pub enum Decay {
     },
 }
 
-/// Knobs of the `grpo` stage.
+/// Knobs of the `grpo` stage. Where each default comes from: docs/algorithm.md, "Options".
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GrpoConfig {
@@ -234,19 +220,19 @@ pub struct GrpoConfig {
     pub mini_batches: usize,
     /// Learning rate, counted in optimizer steps.
     pub learning_rate: LearningRate,
-    /// Ratio clip, symmetric: min(r A, clip(r, 1 - eps, 1 + eps) A).
+    /// Ratio clip, symmetric: min(r A, clip(r, 1 - eps, 1 + eps) A) (report, equation 5).
     #[serde(default = "defaults::clip_epsilon")]
     pub clip_epsilon: f64,
-    /// Strength of the unbiased KL to the policy as it was when the stage began; 0 drops the reference model.
+    /// Strength of the unbiased KL (report, equation 7) to the policy as it was when the stage began; 0 drops the reference model.
     #[serde(default = "defaults::kl_beta")]
     pub kl_beta: f64,
-    /// Off-policy sequence mask, nats a token; `None` turns it off.
+    /// Off-policy sequence mask (report, equation 9), nats a token; `None` turns it off.
     #[serde(default = "defaults::off_policy_delta")]
     pub off_policy_delta: Option<f64>,
-    /// Force the recorded experts in training.
+    /// Force the recorded experts in training (report 3.1, Keep Routing).
     #[serde(default = "defaults::yes")]
     pub keep_routing: bool,
-    /// Restrict training log-probs to the tokens that truncation kept.
+    /// Restrict training log-probs to the tokens that truncation kept (report 3.1, Keep Sampling Mask).
     #[serde(default = "defaults::yes")]
     pub keep_sampling_mask: bool,
     /// Keep training the indexer by its own KL; otherwise it is frozen in RL.
@@ -255,6 +241,29 @@ pub struct GrpoConfig {
     /// Share of a rollout's samples that may fail through no fault of the policy; above it the run stops.
     #[serde(default = "defaults::max_invalid_share")]
     pub max_invalid_share: f64,
+    /// Sample the next steps' prompts while this step's are trained on; `None`: each step waits for its own.
+    #[serde(default)]
+    pub asynchronous: Option<AsynchronousConfig>,
+}
+
+/// Rollout beside learning, in one process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AsynchronousConfig {
+    /// Steps by which sampling may run ahead, at least 1: a sample is trained at most so many steps after the
+    /// policy that began it.
+    pub max_policy_age: usize,
+    /// CPU threads of the sampler; the learner has the others. 0 takes half.
+    pub sampler_threads: usize,
+}
+
+impl Default for AsynchronousConfig {
+    fn default() -> Self {
+        AsynchronousConfig {
+            max_policy_age: 1,
+            sampler_threads: 0,
+        }
+    }
 }
 
 /// AdamW and gradient clipping.
@@ -342,12 +351,6 @@ mod defaults {
     }
     pub(super) fn micro_batch_tokens() -> usize {
         2048
-    }
-    pub(super) fn level() -> u32 {
-        1
-    }
-    pub(super) fn unit() -> f64 {
-        1.0
     }
     pub(super) fn documents_per_step() -> usize {
         16

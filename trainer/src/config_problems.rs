@@ -10,7 +10,7 @@ use model::{DsaConfig, ModelConfig, Tokenizer};
 
 use crate::config::{
     Decay, EnvironmentConfig, GrpoConfig, LearningRate, PolicySource, RunConfig, StageConfig,
-    TextConfig, TextStageConfig, UpcycleConfig,
+    TaskSource, TextConfig, TextStageConfig, UpcycleConfig,
 };
 
 impl RunConfig {
@@ -27,20 +27,9 @@ impl RunConfig {
             "environments",
             "is empty; name at least one",
         );
-        for (i, environment) in self.environments.iter().enumerate() {
-            check_environment(environment, &format!("environments[{i}]"), &mut found);
-            let same_tasks = |other: &&EnvironmentConfig| {
-                (other.family, other.level) == (environment.family, environment.level)
-            };
-            let first = self.environments[..i].iter().find(same_tasks);
-            found.check(
-                first.is_none_or(|first| first.kl_scale == environment.kl_scale),
-                &format!("environments[{i}].kl_scale"),
-                format_args!(
-                    "is {}, but an earlier entry gives {} at level {} another; they are the same tasks",
-                    environment.kl_scale, environment.family, environment.level
-                ),
-            );
+        for i in 0..self.environments.len() {
+            let (earlier, rest) = self.environments.split_at(i);
+            check_environment(&rest[0], earlier, &format!("environments[{i}]"), &mut found);
         }
         self.check_sampling(&mut found);
         found.at_least_one("max_batch_sequences", self.max_batch_sequences);
@@ -134,6 +123,9 @@ impl RunConfig {
         for problem in self.sampling.problems() {
             found.0.push(format!("sampling.{problem}"));
         }
+        for problem in self.grading.problems() {
+            found.0.push(format!("grading.{problem}"));
+        }
     }
 
     fn check_stage(&self, stage: &StageConfig, path: &str, found: &mut Problems) {
@@ -202,6 +194,10 @@ impl RunConfig {
                 stage.max_invalid_share
             ),
         );
+        if let Some(asynchronous) = &stage.asynchronous {
+            let key = key("asynchronous.max_policy_age");
+            found.at_least_one(&key, asynchronous.max_policy_age);
+        }
         found.check(
             !stage.train_indexer || self.may_have_indexer(),
             &key("train_indexer"),
@@ -333,19 +329,50 @@ fn check_dsa(dsa: &DsaConfig, found: &mut Problems) {
     found.at_least_one("model.dsa.index_topk", dsa.index_topk);
 }
 
-fn check_environment(environment: &EnvironmentConfig, path: &str, found: &mut Problems) {
-    let levels = environment.family.levels();
-    found.check(
-        levels.contains(&environment.level),
-        &format!("{path}.level"),
-        format_args!(
-            "is {}; {} has levels {} to {}",
-            environment.level,
-            environment.family,
-            levels.start(),
-            levels.end()
-        ),
-    );
+fn check_environment(
+    environment: &EnvironmentConfig,
+    earlier: &[EnvironmentConfig],
+    path: &str,
+    found: &mut Problems,
+) {
+    match &environment.source {
+        TaskSource::Family { family, level } => {
+            let levels = family.levels();
+            found.check(
+                levels.contains(level),
+                &format!("{path}.level"),
+                format_args!(
+                    "is {level}; {family} has levels {} to {}",
+                    levels.start(),
+                    levels.end()
+                ),
+            );
+            let same_tasks = |other: &&EnvironmentConfig| other.source == environment.source;
+            let first = earlier.iter().find(same_tasks);
+            found.check(
+                first.is_none_or(|first| first.kl_scale == environment.kl_scale),
+                &format!("{path}.kl_scale"),
+                format_args!(
+                    "is {}, but an earlier entry gives {family} at level {level} another; they are the same tasks",
+                    environment.kl_scale
+                ),
+            );
+        }
+        TaskSource::Dataset(dataset) => {
+            for problem in dataset.problems() {
+                found.0.push(format!("{path}.dataset.{problem}"));
+            }
+            let mut datasets = earlier.iter().filter_map(EnvironmentConfig::dataset);
+            found.check(
+                datasets.all(|other| other.name() != dataset.name()),
+                &format!("{path}.dataset.name"),
+                format_args!(
+                    "is {:?}, as that of an earlier entry; give one of them another `name`",
+                    dataset.name()
+                ),
+            );
+        }
+    }
     found.positive(&format!("{path}.weight"), environment.weight);
     found.not_negative(&format!("{path}.kl_scale"), environment.kl_scale);
 }

@@ -45,6 +45,20 @@ pub enum TrainerError {
         /// Cause.
         source: std::io::Error,
     },
+    /// Prompts from files.
+    #[error(transparent)]
+    Dataset(#[from] environments::DatasetError),
+    /// Files that are not those that the run began with.
+    #[error(
+        "{path} is not what it was when the run began ({problem}), so the run can't go on as it would have; put \
+         its old content back, or start a new run"
+    )]
+    DatasetChanged {
+        /// File of the dataset.
+        path: String,
+        /// What differs.
+        problem: String,
+    },
     /// Text to train on.
     #[error("{path}: {problem}")]
     Text {
@@ -67,7 +81,8 @@ pub enum TrainerError {
     /// Too many samples failed through no fault of the policy.
     #[error(
         "{invalid} of {total} samples of this rollout are invalid, more than max_invalid_share ({limit}) allows; \
-         the first: {reason}. All are in {path}; mend their cause, then resume: the rollout will be drawn again"
+         the first: {reason}. All are in {path}; mend the cause, then resume: a synchronous run draws the same samples again, an \
+         asynchronous one takes these, and both grade them anew"
     )]
     InvalidSamples {
         /// Invalid ones.
@@ -80,6 +95,33 @@ pub enum TrainerError {
         reason: String,
         /// The rollout's file.
         path: PathBuf,
+    },
+    /// A step that can't be worked out again.
+    #[error("step {step} can't be replayed: {problem}")]
+    NotReplayable {
+        /// Step of the run.
+        step: u64,
+        /// Why, and what would help.
+        problem: String,
+    },
+    /// The operating system gives no thread.
+    #[error(
+        "can't start the rollout thread: {0}; lower the limit on threads (ulimit -u) or threads in use"
+    )]
+    Thread(std::io::Error),
+    /// The rollout thread ended without being asked to, and without an error.
+    #[error("the rollout thread ended; `baleen resume` continues from the newest checkpoint")]
+    RolloutEnded,
+    /// The rollout thread does nothing any more.
+    #[error(
+        "waited for the samples of prompts {prompts:?}, but the rollout thread has not moved for {secs:.0} s; \
+         `baleen resume` continues from the newest checkpoint"
+    )]
+    RolloutStalled {
+        /// Time without a sign of life.
+        secs: f64,
+        /// Prompts waited for.
+        prompts: Vec<u64>,
     },
     /// The policy has no token that ends a completion.
     #[error(

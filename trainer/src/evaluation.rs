@@ -18,7 +18,7 @@ pub struct Evaluation {
 /// Plays held-out prompts `0..prompts` at the evaluation's temperature without truncation.
 ///
 /// # Errors
-/// Sampling.
+/// Sampling, or a grader that gave up.
 pub fn evaluate(session: &Session) -> Result<Evaluation, TrainerError> {
     let config = &session.config.evaluation;
     let prompts = (0..config.prompts as u64)
@@ -30,6 +30,7 @@ pub fn evaluate(session: &Session) -> Result<Evaluation, TrainerError> {
         ..SamplingConfig::default()
     };
     let rollout = session.sample("evaluation", prompts, 1, &sampling)?;
+    session.grader.check()?;
     let rewards = rollout
         .groups
         .iter()

@@ -1,14 +1,18 @@
 //! A check of everything that a run folder holds: is each part whole, and do the parts fit each other?
 //!
-//! Every byte of the checkpoints is compared with the sums of their manifests, every rollout file and the
-//! exported model are read. Nothing is changed. What a killed process leaves by design (a last line of
+//! The bytes of checkpoints, rollout and learner's files and of the exported model are compared with the sums that were
+//! written with them; the lines of metrics are read, and have none. Nothing is changed. What a killed process leaves by design (a last line of
 //! metrics cut short, folders half written or half deleted under their temporary names) is no damage:
 //! a resume clears it away.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::checkpoint::Checkpoints;
+use rollout::{Group, rollout_file, table};
+
+use crate::checkpoint::{Checkpoints, manifest};
 use crate::config::RunConfig;
+use crate::dataset_record;
+use crate::learned_file::{self, LearnedSample};
 use crate::metrics::{self, StepMetrics};
 use crate::resume_check;
 use crate::run_folder::RunLayout;
@@ -37,6 +41,14 @@ pub fn check(layout: &RunLayout) -> Vec<Part> {
         "config.ron",
         config.as_ref().map(described).map_err(ToString::to_string),
     );
+    match dataset_record::read(layout) {
+        Ok(None) => {}
+        Ok(Some(record)) => {
+            let names: Vec<String> = record.into_keys().collect();
+            add("datasets.json", Ok(names.join(", ")));
+        }
+        Err(error) => add("datasets.json", Err(error.to_string())),
+    }
     let lines = match layout.metrics_path().exists() {
         true => metrics::read(&layout.metrics_path()).map_err(|error| error.to_string()),
         false => Ok(Vec::new()),
@@ -82,16 +94,27 @@ fn rollouts(layout: &RunLayout, lines: &[StepMetrics]) -> Vec<(String, Result<St
     let mut damaged = Vec::new();
     let mut samples = 0;
     for &step in &steps {
-        match rollout::rollout_file::read(&layout.rollout_path(step)) {
-            Ok(file) if file.step == step => {
-                samples += file
-                    .groups
-                    .iter()
-                    .map(|group| group.samples.len())
-                    .sum::<usize>();
+        let path = layout.rollout_path(step);
+        let sealed = table::verify(&path);
+        match sealed.and_then(|sealed| Ok((sealed, rollout_file::read(&path)?))) {
+            Ok((sealed, file)) if file.step == step => {
+                samples += file.groups.iter().map(|g| g.samples.len()).sum::<usize>();
+                // The program that wrote files without a seal wrote some without the learner's beside them.
+                if (sealed || layout.learned_path(step).exists())
+                    && step <= last
+                    && let Err(problem) = learned_fits(layout, step, &file.groups)
+                {
+                    damaged.push((format!("learned/step-{step:06}.parquet"), problem));
+                }
             }
-            Ok(file) => damaged.push((step, format!("holds the samples of step {}", file.step))),
-            Err(error) => damaged.push((step, error.to_string())),
+            Ok((_, file)) => {
+                let problem = format!("holds the samples of step {}", file.step);
+                damaged.push((format!("rollouts/step-{step:06}.parquet"), problem));
+            }
+            Err(error) => {
+                let name = format!("rollouts/step-{step:06}.parquet");
+                damaged.push((name, error.to_string()));
+            }
         }
     }
     let mut found = Vec::new();
@@ -100,10 +123,39 @@ fn rollouts(layout: &RunLayout, lines: &[StepMetrics]) -> Vec<(String, Result<St
         let state = Ok(format!("{num_sound} files, {samples} samples"));
         found.push(("rollouts".to_string(), state));
     }
-    for (step, problem) in damaged {
-        found.push((format!("rollouts/step-{step:06}.parquet"), Err(problem)));
-    }
+    found.extend(
+        damaged
+            .into_iter()
+            .map(|(name, problem)| (name, Err(problem))),
+    );
     found
+}
+
+/// Whether the learner's file of `step` is about these samples.
+fn learned_fits(layout: &RunLayout, step: u64, groups: &[Group]) -> Result<(), String> {
+    let path = layout.learned_path(step);
+    let read = table::verify(&path).and_then(|_| learned_file::read(&path));
+    let (of_step, learned) = read.map_err(|error| error.to_string())?;
+    // A step in which nothing was trained has no rows.
+    if of_step != step && !learned.is_empty() {
+        return Err(format!("holds the samples of step {of_step}"));
+    }
+    let lengths: BTreeMap<(u64, usize), usize> = groups
+        .iter()
+        .flat_map(|group| group.samples.iter().map(|sample| (group.prompt.id, sample)))
+        .map(|(id, sample)| ((id, sample.index), sample.tokens.len()))
+        .collect();
+    let fits = |sample: &&LearnedSample| {
+        let length = lengths.get(&(sample.prompt_id, sample.sample_index));
+        length == Some(&sample.logprobs.len())
+    };
+    match learned.iter().find(|sample| !fits(sample)) {
+        None => Ok(()),
+        Some(other) => Err(format!(
+            "prompt {}, sample {} is not what the rollout file holds",
+            other.prompt_id, other.sample_index
+        )),
+    }
 }
 
 fn checkpoints(
@@ -144,6 +196,7 @@ fn checkpoints(
 
 fn model_state(layout: &RunLayout) -> Result<String, String> {
     let path = layout.model_path();
+    manifest::verify_folder(&path).map_err(|error| error.to_string())?;
     model::checkpoint::check_finite(&path).map_err(|error| error.to_string())?;
     let (config, ..) = model::checkpoint::open(&path).map_err(|error| error.to_string())?;
     let millions = config.num_parameters() as f64 / 1e6;

@@ -8,14 +8,14 @@
 use std::time::Instant;
 
 use kernels::tch::{self, Kind, Tensor};
-use model::{Attention, ForwardOptions, Routing, Transformer};
+use model::{Attention, ForwardOptions, Routing, Selection, Transformer};
 use rollout::Group;
 
 use crate::batch::{self, MicroBatch, PackOptions, RoutingShape, TextDocument};
 use crate::config::{GrpoConfig, RunConfig};
 use crate::error::TrainerError;
+use crate::learned_file::LearnedSample;
 use crate::loss::{GrpoLoss, GrpoLossInput, GrpoLossParams, GrpoStats, grpo_loss, sft_loss};
-use crate::off_policy::TrainedSequence;
 use crate::optimizer::{AdamW, StepNorms};
 
 /// What a text stage trains.
@@ -110,17 +110,19 @@ pub struct GrpoLearner<'a> {
     pub policy: &'a Transformer,
     /// Frozen reference.
     pub reference: Option<&'a Transformer>,
+    /// Version of the policy before the first update.
+    pub policy_version: u64,
 }
 
 /// Figures of the optimizer steps on one rollout.
 #[derive(Debug, Default)]
 pub struct GrpoStep {
-    /// Mean loss over mini-batches.
-    pub loss: f64,
+    /// Loss of each mini-batch.
+    pub losses: Vec<f64>,
     /// Objective's own figures, over all mini-batches.
     pub stats: GrpoStats,
-    /// Every sequence that was trained on.
-    pub sequences: Vec<TrainedSequence>,
+    /// Every sample that was trained on, in that order.
+    pub samples: Vec<LearnedSample>,
     /// Gradient norms of the last mini-batch, before clipping.
     pub norms: StepNorms,
     /// |trainer - sampler| log-prob before the first update: mean, nats.
@@ -143,6 +145,13 @@ pub struct GrpoStep {
     pub learning_rate: Option<f64>,
     /// Seconds of the reference's forward passes, where there is one.
     pub reference_secs: Option<f64>,
+}
+
+impl GrpoStep {
+    /// Mean loss over mini-batches; 0 where no group had a learning signal.
+    pub fn mean_loss(&self) -> f64 {
+        self.losses.iter().sum::<f64>() / self.losses.len().max(1) as f64
+    }
 }
 
 impl GrpoLearner<'_> {
@@ -169,6 +178,7 @@ impl GrpoLearner<'_> {
                 continue;
             }
             let num_tokens: i64 = batches.iter().map(|batch| batch.input.num_tokens()).sum();
+            step.losses.push(0.0);
             for batch in &batches {
                 self.accumulate(batch, num_tokens, &mut step)?;
             }
@@ -180,7 +190,6 @@ impl GrpoLearner<'_> {
             self.policy.publish();
         }
         let taken = step.optimizer_steps.max(1) as f64;
-        step.loss /= taken;
         step.key_share /= step.num_tokens.max(1) as f64;
         let per_token = |sum: f64| sum / step.num_tokens.max(1) as f64;
         step.routing_agreement_free = step.routing_agreement_free.map(per_token);
@@ -201,8 +210,13 @@ impl GrpoLearner<'_> {
             keep_routing: moe.map(|moe| RoutingShape {
                 num_layers: self.policy.config().num_moe_layers(),
                 top_k: moe.num_experts_per_tok,
+                num_experts: moe.num_experts,
             }),
+            // Sampler and trainer select alike, and the indexer may train.
+            keep_selection: None,
             keep_sampling_mask: self.stage.keep_sampling_mask,
+            truncates: self.config.sampling.truncates(),
+            vocab_size: self.policy.config().vocab_size,
             // The indexer's own loss, where it trains, learns from every group.
             skip_without_signal: self.stage.kl_beta == 0.0 && !self.stage.train_indexer,
             environments: &self.config.environments,
@@ -247,10 +261,16 @@ impl GrpoLearner<'_> {
                 off_policy_delta: self.stage.off_policy_delta,
             },
         );
-        step.loss += loss.loss.double_value(&[]);
+        if let Some(sum) = step.losses.last_mut() {
+            *sum += loss.loss.double_value(&[]);
+        }
         step.stats.merge(&loss.stats);
-        let age = step.optimizer_steps;
-        step.sequences.extend(trained_sequences(batch, &loss, age));
+        let (learned, mini_batch) = (
+            loss_record(&logprobs, ref_logprobs.as_ref(), &loss),
+            step.optimizer_steps,
+        );
+        step.samples
+            .extend(self.learned_samples(batch, &learned, mini_batch));
         if step.optimizer_steps == 0 {
             let gap = tch::no_grad(|| (&logprobs - &batch.sampler_logprobs).abs());
             let (first_tokens, count) = (step.stats.tokens as f64, gap.numel() as f64);
@@ -282,6 +302,37 @@ impl GrpoLearner<'_> {
         Ok(())
     }
 
+    /// The samples of a micro-batch, trained in mini-batch `mini_batch`.
+    fn learned_samples<'b>(
+        &'b self,
+        batch: &'b MicroBatch,
+        record: &'b LossRecord,
+        mini_batch: usize,
+    ) -> impl Iterator<Item = LearnedSample> + 'b {
+        let version = self.policy_version + mini_batch as u64;
+        let mut end = 0;
+        batch.sources.iter().enumerate().map(move |(row, source)| {
+            let start = end;
+            end += source.num_tokens;
+            LearnedSample {
+                prompt_id: source.prompt_id,
+                sample_index: source.sample_index,
+                mini_batch,
+                policy_age: version.saturating_sub(source.first_policy_version),
+                advantage: source.advantage,
+                kl_scale: source.kl_scale,
+                token_weight: source.token_weight,
+                drift: record.drift[row],
+                is_masked: !record.keep[row],
+                logprobs: record.logprobs[start..end].to_vec(),
+                ref_logprobs: record
+                    .ref_logprobs
+                    .as_ref()
+                    .map(|all| all[start..end].to_vec()),
+            }
+        })
+    }
+
     fn logprobs(
         &self,
         model: &Transformer,
@@ -294,7 +345,7 @@ impl GrpoLearner<'_> {
             attention: self.attention,
             indexer_loss,
             activation_checkpointing: self.config.activation_checkpointing,
-            record_selected: false,
+            selection: Selection::Free,
         };
         let output = model.forward_packed(&batch.input, &options);
         let temperature = self.config.sampling.temperature;
@@ -309,19 +360,27 @@ impl GrpoLearner<'_> {
     }
 }
 
-/// The sequences of a micro-batch, trained `age` updates after they were sampled.
-fn trained_sequences(batch: &MicroBatch, loss: &GrpoLoss, age: usize) -> Vec<TrainedSequence> {
-    let columns = [&loss.drift, &batch.advantages, &batch.lengths, &loss.keep];
-    // One copy from the device for all numbers.
-    let table = Tensor::stack(&columns.map(|column| column.to_kind(Kind::Double)), 1);
-    let rows = Vec::<Vec<f64>>::try_from(table).expect("a row a sequence");
-    rows.iter()
-        .map(|row| TrainedSequence {
-            drift: row[0],
-            advantage: row[1],
-            tokens: row[2] as usize,
-            age,
-            is_masked: row[3] == 0.0,
-        })
-        .collect()
+/// Numbers of a micro-batch on the host.
+struct LossRecord {
+    /// `[N]`.
+    logprobs: Vec<f32>,
+    /// `[N]`.
+    ref_logprobs: Option<Vec<f32>>,
+    /// `[S]`.
+    drift: Vec<f64>,
+    /// `[S]`.
+    keep: Vec<bool>,
+}
+
+fn loss_record(logprobs: &Tensor, ref_logprobs: Option<&Tensor>, loss: &GrpoLoss) -> LossRecord {
+    let floats = |tensor: &Tensor| {
+        let tensor = tensor.detach().to_kind(Kind::Float);
+        Vec::<f32>::try_from(tensor).expect("a row of f32")
+    };
+    LossRecord {
+        logprobs: floats(logprobs),
+        ref_logprobs: ref_logprobs.map(floats),
+        drift: Vec::try_from(&loss.drift).expect("a row of f64"),
+        keep: Vec::try_from(&loss.keep).expect("a row of bool"),
+    }
 }

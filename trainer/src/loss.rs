@@ -62,13 +62,11 @@ pub struct GrpoLoss {
     pub keep: Tensor,
 }
 
-/// Sums over the tokens and sequences of one or, after [`GrpoStats::merge`], several micro-batches.
+/// Sums over the tokens of one or, after [`GrpoStats::merge`], several micro-batches.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct GrpoStats {
     /// Tokens N.
     pub tokens: u64,
-    /// Sequences S.
-    pub sequences: u64,
     /// Sum of D over tokens, nats.
     pub kl_sum: f64,
     /// Sum of r over tokens.
@@ -79,39 +77,17 @@ pub struct GrpoStats {
     pub clipped_tokens: u64,
     /// Tokens whose KL term exceeds 10 nats.
     pub extreme_tokens: u64,
-    /// Sequences with negative advantage.
-    pub negative_sequences: u64,
-    /// Sequences that the off-policy mask removed from the surrogate.
-    pub masked_sequences: u64,
-    /// Their tokens.
-    pub masked_tokens: u64,
-    /// Sum over sequences of mean(sampler_logprobs - logprobs), nats a token.
-    pub drift_sum: f64,
-    /// Largest of these, 0 when none is positive.
-    pub drift_max: f64,
-    /// Sum of |A| over sequences.
-    pub abs_advantage_sum: f64,
-    /// Sum of |A| over masked sequences: the learning signal that the mask took away.
-    pub abs_advantage_masked: f64,
 }
 
 impl GrpoStats {
     /// Adds another micro-batch.
     pub fn merge(&mut self, other: &GrpoStats) {
         self.tokens += other.tokens;
-        self.sequences += other.sequences;
         self.kl_sum += other.kl_sum;
         self.ratio_sum += other.ratio_sum;
         self.ratio_max = self.ratio_max.max(other.ratio_max);
         self.clipped_tokens += other.clipped_tokens;
         self.extreme_tokens += other.extreme_tokens;
-        self.negative_sequences += other.negative_sequences;
-        self.masked_sequences += other.masked_sequences;
-        self.masked_tokens += other.masked_tokens;
-        self.drift_sum += other.drift_sum;
-        self.drift_max = self.drift_max.max(other.drift_max);
-        self.abs_advantage_sum += other.abs_advantage_sum;
-        self.abs_advantage_masked += other.abs_advantage_masked;
     }
 
     /// Mean of D over tokens, nats; 0 without tokens.
@@ -127,16 +103,6 @@ impl GrpoStats {
     /// Share of tokens with a clipped surrogate.
     pub fn clipped_share(&self) -> f64 {
         self.clipped_tokens as f64 / self.tokens.max(1) as f64
-    }
-
-    /// Share of sequences that the off-policy mask removed.
-    pub fn masked_share(&self) -> f64 {
-        self.masked_sequences as f64 / self.sequences.max(1) as f64
-    }
-
-    /// Mean over sequences of mean(sampler_logprobs - logprobs), nats a token.
-    pub fn drift_mean(&self) -> f64 {
-        self.drift_sum / self.sequences.max(1) as f64
     }
 }
 
@@ -159,8 +125,19 @@ pub fn k3(logprobs: &Tensor, ref_logprobs: &Tensor) -> Tensor {
 }
 
 /// `D = r * K3` (eq. 7), elementwise; its gradient is `r * (logprobs - ref_logprobs)`.
-pub fn unbiased_kl(ratio: &Tensor, logprobs: &Tensor, ref_logprobs: &Tensor) -> Tensor {
-    ratio * k3(logprobs, ref_logprobs)
+///
+/// Above `d = 1` it is computed as `exp(ref_logprobs - sampler_logprobs) - r (1 + d)`, the same: the parts of
+/// the gradient that come through `r` and through `exp(d)` would cancel each other, digit by digit, until in
+/// f32 nothing is left from `d = 21` on, and `exp(d)` may overflow where `r exp(d)` does not.
+pub fn unbiased_kl(logprobs: &Tensor, sampler_logprobs: &Tensor, ref_logprobs: &Tensor) -> Tensor {
+    let ratio = importance_ratio(logprobs, sampler_logprobs);
+    let d = ref_logprobs - logprobs;
+    let is_near = d.le(1.0);
+    // The other branch's overflow would reach the gradient as 0 * inf.
+    let near = ref_logprobs.where_self(&is_near, &logprobs.detach());
+    let near = &ratio * k3(&logprobs.where_self(&is_near, &logprobs.detach()), &near);
+    let far = (ref_logprobs - sampler_logprobs).exp() - ratio * (d + 1.0);
+    near.where_self(&is_near, &far)
 }
 
 /// `mean_t(sampler_logprobs - logprobs)` of each sequence, `[S]` f64, without gradient.
@@ -216,7 +193,7 @@ pub fn grpo_loss(input: &GrpoLossInput, params: &GrpoLossParams) -> GrpoLoss {
         * token_keep.to_kind(kind);
     let kl = input
         .ref_logprobs
-        .map(|ref_logprobs| unbiased_kl(&ratio, logprobs, &ref_logprobs.to_kind(kind)));
+        .map(|reference| unbiased_kl(logprobs, &sampler_logprobs, &reference.to_kind(kind)));
     let objective = match &kl {
         Some(kl) if params.kl_beta != 0.0 => {
             let scales = input.kl_scales.to_kind(kind) * params.kl_beta;
@@ -226,7 +203,7 @@ pub fn grpo_loss(input: &GrpoLossInput, params: &GrpoLossParams) -> GrpoLoss {
     };
     GrpoLoss {
         loss: -(objective * input.token_weights.to_kind(kind)).sum(kind),
-        stats: grpo_stats(input, params, &ratio, kl.as_ref(), &drift, &keep),
+        stats: grpo_stats(input, params, &ratio, &token_keep, kl.as_ref()),
         drift,
         keep,
     }
@@ -241,17 +218,15 @@ fn grpo_stats(
     input: &GrpoLossInput,
     params: &GrpoLossParams,
     ratio: &Tensor,
+    token_keep: &Tensor,
     kl: Option<&Tensor>,
-    drift: &Tensor,
-    keep: &Tensor,
 ) -> GrpoStats {
-    let (tokens, sequences) = (input.logprobs.numel(), input.lengths.numel());
+    let tokens = input.logprobs.numel();
     if tokens == 0 {
         return GrpoStats::default();
     }
     let ratio = ratio.detach().to_kind(Kind::Double);
     let advantages = input.advantages.to_kind(Kind::Double);
-    let masked = keep.logical_not().to_kind(Kind::Double);
     let token_advantages = advantages.index_select(0, input.sequence);
     let clipped_above = ratio
         .gt(1.0 + params.clip_epsilon)
@@ -259,6 +234,10 @@ fn grpo_stats(
     let clipped_below = ratio
         .lt(1.0 - params.clip_epsilon)
         .logical_and(&token_advantages.lt(0.0));
+    // A masked token has no surrogate that could be clipped.
+    let clipped = clipped_above
+        .logical_or(&clipped_below)
+        .logical_and(token_keep);
     let kl = match kl {
         Some(kl) => kl.detach().to_kind(Kind::Double),
         None => ratio.zeros_like(),
@@ -270,34 +249,19 @@ fn grpo_stats(
             sum(&kl),
             sum(&ratio),
             ratio.max(),
-            sum(&clipped_above.logical_or(&clipped_below)),
+            sum(&clipped),
             sum(&kl.gt(EXTREME_KL)),
-            sum(&advantages.lt(0.0)),
-            sum(&masked),
-            sum(&(&masked * input.lengths)),
-            sum(drift),
-            drift.max(),
-            sum(&advantages.abs()),
-            sum(&(&masked * advantages.abs())),
         ],
         0,
     );
     let numbers = Vec::<f64>::try_from(numbers).expect("a row of f64");
     GrpoStats {
         tokens: tokens as u64,
-        sequences: sequences as u64,
         kl_sum: numbers[0],
         ratio_sum: numbers[1],
         ratio_max: numbers[2],
         clipped_tokens: numbers[3] as u64,
         extreme_tokens: numbers[4] as u64,
-        negative_sequences: numbers[5] as u64,
-        masked_sequences: numbers[6] as u64,
-        masked_tokens: numbers[7] as u64,
-        drift_sum: numbers[8],
-        drift_max: numbers[9].max(0.0),
-        abs_advantage_sum: numbers[10],
-        abs_advantage_masked: numbers[11],
     }
 }
 

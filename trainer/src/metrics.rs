@@ -4,10 +4,11 @@
 //! after a resume [`MetricsWriter::resume`] drops the lines that the checkpoint doesn't know, so
 //! the file of a resumed run equals that of an uninterrupted one but for [`without_timings`].
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use rollout::crash_point;
 use serde::{Deserialize, Serialize};
 
 use crate::off_policy::OffPolicy;
@@ -27,9 +28,15 @@ pub struct StepMetrics {
     pub global_step: u64,
     /// Version of the policy after the step.
     pub policy_version: u64,
-    /// Versions between the policy that sampled and the one that trains, mean over samples.
+    /// Versions between the policy that drew a sample's first token and the one it trained, mean over samples.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy_age: Option<f64>,
+    /// The same, largest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy_age_max: Option<u64>,
+    /// Samples whose tokens come from more than one version of the policy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spanning_samples: Option<usize>,
 
     /// Mean reward of the graded samples.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -62,6 +69,9 @@ pub struct StepMetrics {
     /// Share of tokens whose ratio was clipped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clipped_share: Option<f64>,
+    /// Tokens whose KL term exceeds 10 nats; they are counted, their gradient is not clamped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub extreme_kl_tokens: Option<u64>,
     /// Sequences dropped by the off-policy mask.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub masked_sequences: Option<usize>,
@@ -71,7 +81,7 @@ pub struct StepMetrics {
     /// Drift of the sequences, and what the off-policy mask did.
     #[serde(flatten)]
     pub off_policy: OffPolicy,
-    /// Groups whose valid samples all earned the same reward: without advantage.
+    /// Groups of two or more valid samples that all earned the same reward: without advantage.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub zero_spread_groups: Option<usize>,
     /// |trainer log-prob - sampler log-prob| before the first update of the step, mean over tokens.
@@ -142,33 +152,25 @@ pub struct StepMetrics {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct StepSecs {
-    /// Generation.
+    /// Generation and grading.
     #[serde(rename = "secs_rollout", skip_serializing_if = "Option::is_none")]
     pub rollout: Option<f64>,
-    /// Grading.
-    #[serde(rename = "secs_reward", skip_serializing_if = "Option::is_none")]
-    pub reward: Option<f64>,
     /// Log-probs of the reference policy.
     #[serde(rename = "secs_reference", skip_serializing_if = "Option::is_none")]
     pub reference: Option<f64>,
-    /// Forward and backward passes.
+    /// Forward and backward passes and the optimizer.
     #[serde(rename = "secs_train", skip_serializing_if = "Option::is_none")]
     pub train: Option<f64>,
-    /// Optimizer.
-    #[serde(rename = "secs_optimizer", skip_serializing_if = "Option::is_none")]
-    pub optimizer: Option<f64>,
-    /// Making new weights visible to the rollout.
-    #[serde(rename = "secs_publish", skip_serializing_if = "Option::is_none")]
-    pub publish: Option<f64>,
     /// Held-out evaluation.
     #[serde(rename = "secs_evaluation", skip_serializing_if = "Option::is_none")]
     pub evaluation: Option<f64>,
-    /// Saving.
-    #[serde(rename = "secs_checkpoint", skip_serializing_if = "Option::is_none")]
-    pub checkpoint: Option<f64>,
-    /// The whole step.
+    /// The whole step up to here.
     #[serde(rename = "secs_total", skip_serializing_if = "Option::is_none")]
     pub total: Option<f64>,
+    /// Saving the checkpoint before this step, which the total leaves out: a step's own checkpoint covers its
+    /// line and comes after it.
+    #[serde(rename = "secs_checkpoint", skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<f64>,
 }
 
 impl StepMetrics {
@@ -207,7 +209,8 @@ impl StepMetrics {
 /// Appends to `metrics.jsonl`.
 #[derive(Debug)]
 pub struct MetricsWriter {
-    file: File,
+    path: PathBuf,
+    out: crash_point::Writer,
 }
 
 impl MetricsWriter {
@@ -216,8 +219,10 @@ impl MetricsWriter {
     /// # Errors
     /// The file can't be written.
     pub fn create(path: &Path) -> io::Result<MetricsWriter> {
-        let file = File::create(path)?;
-        Ok(MetricsWriter { file })
+        Ok(MetricsWriter {
+            path: path.to_path_buf(),
+            out: crash_point::Writer::new(crash_point::create(path, false)?),
+        })
     }
 
     /// Continues after a checkpoint taken at `global_step`: later lines, and a last line cut short
@@ -243,7 +248,10 @@ impl MetricsWriter {
         };
         replace_file(path, kept.as_bytes())?;
         let file = OpenOptions::new().append(true).open(path)?;
-        Ok(MetricsWriter { file })
+        Ok(MetricsWriter {
+            path: path.to_path_buf(),
+            out: crash_point::Writer::new(file),
+        })
     }
 
     /// Makes every line written so far survive a power cut.
@@ -251,7 +259,7 @@ impl MetricsWriter {
     /// # Errors
     /// The file can't be written.
     pub fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        crash_point::sync(self.out.file(), &self.path)
     }
 
     /// Appends one line and hands it to the operating system.
@@ -262,8 +270,8 @@ impl MetricsWriter {
         let mut line = serde_json::to_string(metrics)?;
         line.push('\n');
         // One call, so that a kill can cut at most this line.
-        self.file.write_all(line.as_bytes())?;
-        self.file.flush()
+        self.out.write_all(line.as_bytes())?;
+        self.out.flush()
     }
 }
 
@@ -279,7 +287,11 @@ pub fn read(path: &Path) -> io::Result<Vec<StepMetrics>> {
         .collect()
 }
 
-fn parse_line(line: &str) -> io::Result<StepMetrics> {
+/// The step of one line.
+///
+/// # Errors
+/// It is not a metrics line.
+pub(crate) fn parse_line(line: &str) -> io::Result<StepMetrics> {
     serde_json::from_str(line).map_err(|error| {
         let problem = format!("not a metrics line ({error}): {}", line.trim_end());
         io::Error::new(io::ErrorKind::InvalidData, problem)

@@ -5,24 +5,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::learned_file::LearnedSample;
+
 /// Upper ends of the histogram's bins but the last, nats a token; the first bin holds what did not drift.
 pub const BIN_ENDS: [f64; 10] = [0.0, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0];
 const NUM_BINS: usize = BIN_ENDS.len() + 1;
-
-/// One sequence as the learner met it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct TrainedSequence {
-    /// Nats a token.
-    pub drift: f64,
-    /// Advantage.
-    pub advantage: f64,
-    /// Completion tokens.
-    pub tokens: usize,
-    /// Updates of the policy since it was sampled.
-    pub age: usize,
-    /// Removed from the surrogate.
-    pub is_masked: bool,
-}
 
 /// Figures of the sequences of one step, as `metrics.jsonl` holds them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -55,8 +42,8 @@ pub struct OffPolicy {
 /// What the mask did to the sequences of one age.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MaskedAtAge {
-    /// Updates of the policy since the sequences were sampled.
-    pub age: usize,
+    /// Updates of the policy since the sequences' first tokens were sampled.
+    pub age: u64,
     /// Sequences of that age.
     pub sequences: usize,
     /// Those masked.
@@ -68,29 +55,34 @@ pub struct MaskedAtAge {
 }
 
 impl OffPolicy {
-    /// The figures of `sequences`; all absent where there are none.
-    pub fn of(sequences: &[TrainedSequence]) -> OffPolicy {
-        if sequences.is_empty() {
+    /// The figures of a step's samples; all absent where there are none.
+    pub fn of(samples: &[LearnedSample]) -> OffPolicy {
+        if samples.is_empty() {
             return OffPolicy::default();
         }
-        let mut ages: Vec<usize> = sequences.iter().map(|sequence| sequence.age).collect();
+        let mut ages: Vec<u64> = samples.iter().map(|sample| sample.policy_age).collect();
         ages.sort_unstable();
         ages.dedup();
-        let at_age = |&age: &usize| {
-            let of_age: Vec<_> = sequences.iter().filter(|s| s.age == age).copied().collect();
-            let masked = || of_age.iter().filter(|s| s.is_masked);
+        let at_age = |&age: &u64| {
+            let of_age = || samples.iter().filter(|s| s.policy_age == age);
+            let masked = || of_age().filter(|s| s.is_masked);
             MaskedAtAge {
                 age,
-                sequences: of_age.len(),
+                sequences: of_age().count(),
                 masked_sequences: masked().count(),
-                masked_tokens: masked().map(|s| s.tokens).sum(),
-                masked_advantage_share: masked_advantage_share(&of_age),
+                masked_tokens: masked().map(|s| s.logprobs.len()).sum(),
+                masked_advantage_share: masked_advantage_share(of_age()),
             }
         };
-        let (negative, other): (Vec<_>, Vec<_>) =
-            sequences.iter().copied().partition(|s| s.advantage < 0.0);
+        let drifts = |is_negative: bool| -> Vec<f64> {
+            let found = samples
+                .iter()
+                .filter(|s| (s.advantage < 0.0) == is_negative);
+            found.map(|s| s.drift).collect()
+        };
+        let (negative, other) = (drifts(true), drifts(false));
         OffPolicy {
-            masked_advantage_share: Some(masked_advantage_share(sequences)),
+            masked_advantage_share: Some(masked_advantage_share(samples.iter())),
             masked_by_age: ages.iter().map(at_age).collect(),
             drift_histogram_negative: histogram(&negative),
             drift_histogram_other: histogram(&other),
@@ -101,28 +93,31 @@ impl OffPolicy {
     }
 }
 
-fn masked_advantage_share(sequences: &[TrainedSequence]) -> f64 {
-    let sum = |masked_only: bool| -> f64 {
-        let counted = sequences.iter().filter(|s| s.is_masked || !masked_only);
-        counted.map(|s| s.advantage.abs()).sum()
-    };
-    match sum(false) {
+fn masked_advantage_share<'a>(samples: impl Iterator<Item = &'a LearnedSample>) -> f64 {
+    let (mut all, mut masked) = (0.0, 0.0);
+    for sample in samples {
+        all += sample.advantage.abs();
+        if sample.is_masked {
+            masked += sample.advantage.abs();
+        }
+    }
+    match all {
         0.0 => 0.0,
-        all => sum(true) / all,
+        all => masked / all,
     }
 }
 
-fn histogram(sequences: &[TrainedSequence]) -> Vec<u64> {
+fn histogram(drifts: &[f64]) -> Vec<u64> {
     let mut counts = vec![0; NUM_BINS];
-    for sequence in sequences {
-        counts[BIN_ENDS.partition_point(|&end| end < sequence.drift)] += 1;
+    for &drift in drifts {
+        counts[BIN_ENDS.partition_point(|&end| end < drift)] += 1;
     }
     counts
 }
 
 /// The drift above which lie `share` of the sequences, rounded down. Not below 0, since no delta is.
-fn delta_masking(sequences: &[TrainedSequence], share: f64) -> Option<f64> {
-    let mut drifts: Vec<f64> = sequences.iter().map(|sequence| sequence.drift).collect();
+fn delta_masking(drifts: &[f64], share: f64) -> Option<f64> {
+    let mut drifts = drifts.to_vec();
     drifts.sort_unstable_by(|a, b| b.total_cmp(a));
     // The half of a thousandth absorbs that 0.1 times 30 is less than 3 in binary.
     let num_masked = (share * drifts.len() as f64 + 5e-4) as usize;
@@ -134,13 +129,19 @@ fn delta_masking(sequences: &[TrainedSequence], share: f64) -> Option<f64> {
 mod tests {
     use super::*;
 
-    fn sequence(drift: f64, advantage: f64, age: usize, is_masked: bool) -> TrainedSequence {
-        TrainedSequence {
-            drift,
+    fn sequence(drift: f64, advantage: f64, policy_age: u64, is_masked: bool) -> LearnedSample {
+        LearnedSample {
+            prompt_id: 0,
+            sample_index: 0,
+            mini_batch: 0,
+            policy_age,
             advantage,
-            tokens: 10,
-            age,
+            kl_scale: 1.0,
+            token_weight: 0.1,
+            drift,
             is_masked,
+            logprobs: vec![-1.0; 10],
+            ref_logprobs: None,
         }
     }
 

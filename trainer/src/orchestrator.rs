@@ -7,24 +7,24 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use kernels::tch::Tensor;
-use model::Transformer;
-
-use crate::checkpoint::{Checkpoints, Contents};
+use crate::checkpoint::{Checkpoints, Contents, manifest};
 use crate::config::{RunConfig, StageConfig};
 use crate::config_file::ConfigError;
+use crate::dataset_record;
 use crate::error::TrainerError;
 use crate::evaluation::evaluate;
-use crate::metrics::{MetricsWriter, StepMetrics, StepSecs};
+use crate::metrics::{StepMetrics, StepSecs};
 use crate::optimizer::AdamW;
 use crate::policy;
+use crate::prometheus::Exporter;
 use crate::resume_check;
 use crate::run_folder::{RunFolder, RunFolderError};
-use crate::session::Session;
+use crate::session::{Session, salvage};
 use crate::stages;
+use crate::step_log::StepLog;
 
 /// Checkpoint files of an exported model hold at most this much.
-const EXPORT_SHARD_BYTES: usize = 4 << 30;
+pub(crate) const EXPORT_SHARD_BYTES: usize = 4 << 30;
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub enum Outcome {
     Stopped,
 }
 
-/// Runs `config` in `folder` until it is complete or `stop` is set.
+/// Runs `config` in `folder` until it is complete or `stop` is set; `exporter` is shown every step.
 ///
 /// # Errors
 /// Whatever stops the run; the checkpoints written so far stay.
@@ -43,14 +43,18 @@ pub fn run(
     config: &RunConfig,
     folder: &RunFolder,
     stop: &AtomicBool,
+    exporter: Option<Exporter>,
 ) -> Result<Outcome, TrainerError> {
-    let mut run = Run::open(config, folder)?;
+    let mut run = Run::open(config, folder, stop, exporter)?;
     while let Some(stage) = run.session.stage() {
         stages::prepare(&mut run.session, stage);
         if run.session.state.step_in_stage == 0 {
             run.begin_stage(stage)?;
         }
-        run.step(stage, stop)?;
+        if let Err(error) = run.step(stage) {
+            run.leave_behind();
+            return Err(error);
+        }
         if stop.load(Ordering::SeqCst) {
             tracing::info!(
                 "stopped on request; continue with: baleen resume {}",
@@ -65,20 +69,28 @@ pub fn run(
 
 struct Run<'a> {
     session: Session<'a>,
-    metrics: MetricsWriter,
+    log: StepLog,
     checkpoints: Checkpoints,
     /// Name of the reference policy in the checkpoints folder, while one is in use.
     reference: Option<String>,
     config_hash: String,
+    /// Seconds that the last checkpoint took, until the next metrics line takes them.
+    saving_secs: Option<f64>,
 }
 
 impl<'a> Run<'a> {
     /// Loads the starting policy, or the newest intact checkpoint where there is one.
-    fn open(config: &'a RunConfig, folder: &'a RunFolder) -> Result<Run<'a>, TrainerError> {
+    fn open(
+        config: &'a RunConfig,
+        folder: &'a RunFolder,
+        stop: &'a AtomicBool,
+        exporter: Option<Exporter>,
+    ) -> Result<Run<'a>, TrainerError> {
         let config_hash = resume_check::fingerprint(config);
         let mut checkpoints = Checkpoints::new(&folder.checkpoints_path(), config.checkpoints.keep);
         let latest = checkpoints.latest()?;
-        let mut session = Session::new(config, folder)?;
+        let mut session = Session::new(config, folder, stop)?;
+        dataset_record::check_or_write(folder, &session.tasks)?;
         let mut reference = None;
         match &latest {
             None => {}
@@ -92,28 +104,10 @@ impl<'a> Run<'a> {
                     return Err(RunFolderError::from(ConfigError::Edited { path }).into());
                 }
                 let start = Instant::now();
-                checkpoint.load_weights(&named(&session.policy))?;
-                session.policy.publish();
-                let arithmetic = std::mem::take(&mut session.state.arithmetic);
-                session.state = checkpoint.state.clone();
-                if session.state.arithmetic != arithmetic {
-                    tracing::warn!(
-                        "the checkpoint was computed in {}, this process computes in {arithmetic}: \
-                         the run goes on, but not bit for bit as it would have there",
-                        session.state.arithmetic
-                    );
-                    session.state.arithmetic = arithmetic;
-                }
-                session
-                    .optimizer
-                    .load_state(checkpoint.optimizer_state()?, &session.policy.parameters())?;
-                if checkpoint.reference.is_some() {
-                    let frozen = reference_policy(&session)?;
-                    checkpoint.load_reference(&named(&frozen))?;
-                    frozen.publish();
-                    session.reference = Some(frozen);
-                    reference = checkpoint.reference.clone();
-                }
+                session.restore(checkpoint)?;
+                // After it, for what was read may be a checkpoint's stand-in.
+                checkpoints.tidy(&checkpoint.state)?;
+                reference = checkpoint.reference.clone();
                 tracing::info!(
                     "resumed from {} in {:.1} s",
                     checkpoint.path.display(),
@@ -121,22 +115,16 @@ impl<'a> Run<'a> {
                 );
             }
         }
-        let path = folder.metrics_path();
-        let metrics = match latest {
-            None => MetricsWriter::create(&path),
-            Some(_) => MetricsWriter::resume(&path, session.state.global_step),
-        }
-        .map_err(|source| TrainerError::Io {
-            path: path.clone(),
-            source,
-        })?;
+        let resumed = latest.as_ref().map(|_| session.state.global_step);
+        let log = StepLog::open(folder, resumed, exporter)?;
         let is_fresh = latest.is_none();
         let mut run = Run {
             session,
-            metrics,
+            log,
             checkpoints,
             reference,
             config_hash,
+            saving_secs: None,
         };
         if is_fresh {
             run.evaluate_start()?;
@@ -157,33 +145,26 @@ impl<'a> Run<'a> {
     /// Fresh optimizer, and the reference that the stage's KL is measured against.
     fn begin_stage(&mut self, stage: &StageConfig) -> Result<(), TrainerError> {
         let session = &mut self.session;
-        session.optimizer = AdamW::new(&session.config.optimizer);
-        session.state.next_document = 0;
-        session.reference = None;
-        self.reference = None;
-        if let StageConfig::Grpo(grpo) = stage
-            && grpo.kl_beta > 0.0
-        {
-            let frozen = reference_policy(session)?;
-            kernels::tch::no_grad(|| {
-                for (to, from) in frozen.parameters().iter().zip(session.policy.parameters()) {
-                    to.master.shallow_clone().copy_(&from.master);
-                }
-            });
-            frozen.publish();
-            self.reference = Some(
-                self.checkpoints
-                    .save_reference(session.state.stage, &owned(&session.policy))?,
-            );
-            session.reference = Some(frozen);
-        }
+        session.begin_stage(stage)?;
+        self.reference = match &session.reference {
+            None => None,
+            Some(reference) => {
+                let stage = session.state.stage;
+                Some(
+                    self.checkpoints
+                        .save_reference(stage, &policy::owned_masters(reference))?,
+                )
+            }
+        };
         Ok(())
     }
 
     /// One step with its evaluation, metrics line and checkpoint.
-    fn step(&mut self, stage: &StageConfig, stop: &AtomicBool) -> Result<(), TrainerError> {
+    fn step(&mut self, stage: &StageConfig) -> Result<(), TrainerError> {
         let start = Instant::now();
-        let mut metrics = stages::step(&mut self.session, stage)?;
+        let Some(mut metrics) = stages::step(&mut self.session, stage)? else {
+            return self.save(false);
+        };
         let state = &mut self.session.state;
         state.global_step += 1;
         state.step_in_stage += 1;
@@ -193,6 +174,9 @@ impl<'a> Run<'a> {
         metrics.global_step = state.global_step;
         metrics.policy_version = state.policy_version;
         let is_last = state.step_in_stage == stage.steps();
+        if is_last {
+            self.session.end_worker();
+        }
         if self.evaluates(stage, metrics.step, is_last) {
             self.evaluate_into(&mut metrics)?;
         }
@@ -205,11 +189,23 @@ impl<'a> Run<'a> {
         }
         metrics.peak_memory_bytes = Some(kernels::runtime::peak_memory_bytes());
         metrics.secs.total = Some(start.elapsed().as_secs_f64());
+        metrics.secs.checkpoint = self.saving_secs.take();
         self.write(&metrics, stage.steps())?;
-        if is_last || is_due || stop.load(Ordering::SeqCst) {
+        if is_last || is_due || self.session.stop.load(Ordering::SeqCst) {
             self.save(is_last)?;
         }
         Ok(())
+    }
+
+    /// Keeps what is sampled ahead of a step that failed.
+    fn leave_behind(&mut self) {
+        let session = &mut self.session;
+        let ahead = match &mut session.worker {
+            // A worker that failed itself has nothing to tell.
+            Some(worker) => worker.in_flight().unwrap_or_default(),
+            None => Vec::new(),
+        };
+        salvage::leave_behind(session.folder, &session.state, &ahead);
     }
 
     fn evaluates(&self, stage: &StageConfig, step: usize, is_last: bool) -> bool {
@@ -235,10 +231,7 @@ impl<'a> Run<'a> {
     }
 
     fn write(&mut self, metrics: &StepMetrics, stage_steps: usize) -> Result<(), TrainerError> {
-        let path = self.session.folder.metrics_path();
-        self.metrics
-            .write(metrics)
-            .map_err(|source| TrainerError::Io { path, source })?;
+        self.log.write(metrics)?;
         tracing::info!("{}", metrics.summary(stage_steps));
         Ok(())
     }
@@ -247,26 +240,31 @@ impl<'a> Run<'a> {
     fn save(&mut self, stage_is_over: bool) -> Result<(), TrainerError> {
         let start = Instant::now();
         // The lines are on disk before the checkpoint that covers them: a resume drops later ones only.
-        let path = self.session.folder.metrics_path();
-        self.metrics
-            .sync()
-            .map_err(|source| TrainerError::Io { path, source })?;
+        self.log.sync()?;
         let optimizer = match stage_is_over {
             true => AdamW::new(&self.session.config.optimizer).state(),
             false => self.session.optimizer.state(),
         };
+        let in_flight = match &mut self.session.worker {
+            Some(worker) => worker.in_flight()?,
+            None => self.session.in_flight.clone(),
+        };
         let path = self.checkpoints.save(&Contents {
-            weights: &owned(&self.session.policy),
+            weights: &policy::owned_masters(&self.session.policy),
             optimizer: &optimizer,
             state: &self.session.state,
             config_hash: &self.config_hash,
             reference: self.reference.as_deref().filter(|_| !stage_is_over),
+            in_flight: &in_flight,
         })?;
-        tracing::info!(
-            "checkpoint {} saved in {:.1} s",
-            path.display(),
-            start.elapsed().as_secs_f64()
-        );
+        let folder = self.session.folder;
+        salvage::forget_left_behind(folder).map_err(|source| TrainerError::Io {
+            path: folder.left_behind_path(),
+            source,
+        })?;
+        let secs = start.elapsed().as_secs_f64();
+        self.saving_secs = Some(secs);
+        tracing::info!("checkpoint {} saved in {secs:.1} s", path.display());
         Ok(())
     }
 
@@ -278,37 +276,13 @@ impl<'a> Run<'a> {
             &path,
             session.policy.config(),
             &session.tokenizer,
-            &owned(&session.policy),
+            &policy::owned_masters(&session.policy),
             kernels::tch::Kind::BFloat16,
             EXPORT_SHARD_BYTES,
         )?;
+        // After the folder itself: a run killed in between exports again when it is resumed.
+        manifest::seal_folder(&path)?;
         tracing::info!("final policy exported to {} (bf16)", path.display());
         Ok(())
     }
-}
-
-/// A network of the policy's shape that never trains; its weights are to be filled in.
-fn reference_policy(session: &Session) -> Result<Transformer, TrainerError> {
-    let parts = policy::open(&session.config.model, session.config.seed)?;
-    let (frozen, _) = policy::load(parts, session.policy.kind(), session.policy.device())?;
-    for parameter in frozen.parameters() {
-        let _ = parameter.master.set_requires_grad(false);
-    }
-    Ok(frozen)
-}
-
-fn named(policy: &Transformer) -> Vec<(&str, &Tensor)> {
-    policy
-        .parameters()
-        .into_iter()
-        .map(|parameter| (parameter.name.as_str(), &parameter.master))
-        .collect()
-}
-
-fn owned(policy: &Transformer) -> Vec<(String, Tensor)> {
-    policy
-        .parameters()
-        .into_iter()
-        .map(|parameter| (parameter.name.clone(), parameter.master.detach()))
-        .collect()
 }

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use kernels::tch::{Device, Kind};
+use kernels::tch::{Device, Kind, Tensor};
 use model::random_model::RandomSource;
 use model::upcycle::{IndexerSource, UpcycledSource, indexer_config, upcycle_config};
 use model::{ModelConfig, Tokenizer, Transformer, WeightSource};
 
-use crate::config::{Compute, PolicyConfig, PolicySource};
+use crate::config::{Compute, PolicyConfig, PolicySource, RunConfig, StageConfig};
 use crate::error::TrainerError;
 
 /// A policy's parts before its tensors are read.
@@ -66,6 +66,42 @@ pub fn load(
 ) -> Result<(Transformer, Tokenizer), TrainerError> {
     let policy = Transformer::load(&parts.config, parts.source.as_mut(), kind, device)?;
     Ok((policy, parts.tokenizer))
+}
+
+/// Whether the stages of `config` can train a policy of `shape`.
+///
+/// # Errors
+/// A policy without a token that ends a sample, or without an indexer that a stage needs.
+pub fn check(config: &RunConfig, shape: &ModelConfig) -> Result<(), TrainerError> {
+    if shape.eos_token_ids.is_empty() {
+        return Err(TrainerError::NoStopToken);
+    }
+    let needs_indexer = |stage: &StageConfig| match stage {
+        StageConfig::IndexerWarmup(_) | StageConfig::SparseTraining(_) => true,
+        StageConfig::Sft(_) => false,
+        StageConfig::Grpo(grpo) => grpo.train_indexer,
+    };
+    match config.stages.iter().position(needs_indexer) {
+        Some(index) if shape.dsa.is_none() => {
+            let stage = config.stages[index].name();
+            Err(TrainerError::NoIndexer { index, stage })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The masters by name.
+pub fn masters(policy: &Transformer) -> Vec<(&str, &Tensor)> {
+    let parameters = policy.parameters().into_iter();
+    parameters.map(|p| (p.name.as_str(), &p.master)).collect()
+}
+
+/// The masters by name, to be written down: the same storage, without gradient.
+pub fn owned_masters(policy: &Transformer) -> Vec<(String, Tensor)> {
+    let masters = masters(policy).into_iter();
+    masters
+        .map(|(name, master)| (name.to_string(), master.detach()))
+        .collect()
 }
 
 /// The tensor type that `compute` means on `device`.

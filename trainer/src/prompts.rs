@@ -1,26 +1,42 @@
 //! The stream of prompts and worked solutions a run trains and evaluates on.
 //!
-//! Prompt number i is the same in every run with the same seed and environments: its family is
-//! drawn by weight and its instance by a seed, both keyed by (run seed, split, i). So a resumed run
-//! needs no more state than the next number.
+//! Prompt number i is the same in every run with the same seed and environments: its environment is
+//! drawn by weight and its task by a seed, both keyed by (run seed, split, i). So a resumed run
+//! needs no more state than the next number. Of a dataset, number i is place i of its passes over the rows:
+//! alone, it asks every row once before any again; beside others, it passes over those that they take.
 
-use environments::{Family, Split, Task, TaskKey};
-use model::Tokenizer;
+use std::sync::Arc;
+
+use environments::{BadRow, FamilyKey, Split, Task, TaskKey, Tasks};
 use model::chat::{ChatOptions, Message};
+use model::{ModelConfig, Tokenizer};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 use rollout::Prompt;
 
-use crate::config::{EnvironmentConfig, RunConfig};
+use crate::config::{EnvironmentConfig, RunConfig, TaskSource};
 use crate::error::TrainerError;
 
+/// Rows drawn for a prompt until one fits, where rows that don't may be skipped.
+const MAX_ATTEMPTS: u32 = 100;
+
 /// Draws prompts; see the module.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct PromptSource<'a> {
-    environments: &'a [EnvironmentConfig],
-    system_prompt: Option<&'a str>,
-    seed: u64,
-    tokenizer: &'a Tokenizer,
+    /// Where tasks come from; not empty.
+    pub environments: &'a [EnvironmentConfig],
+    /// Their tasks.
+    pub tasks: &'a Tasks,
+    /// System message of every prompt.
+    pub system_prompt: Option<&'a str>,
+    /// Keys the draws.
+    pub seed: u64,
+    /// Tokenizer of the policy.
+    pub tokenizer: &'a Tokenizer,
+    /// Tokens of prompt and completion that the policy can read.
+    pub context: usize,
+    /// Tokens of it that a prompt leaves to the completion.
+    pub max_new_tokens: usize,
 }
 
 /// A prompt with its worked solution: `tokens[prompt_len..]` is the solution and a stop token.
@@ -32,35 +48,54 @@ pub struct SolvedPrompt {
     pub prompt_len: usize,
 }
 
-impl<'a> PromptSource<'a> {
-    /// The prompts of a run.
-    pub fn new(config: &'a RunConfig, tokenizer: &'a Tokenizer) -> PromptSource<'a> {
-        let system_prompt = config.system_prompt.as_deref();
-        PromptSource::of(&config.environments, system_prompt, config.seed, tokenizer)
+/// Opens the datasets among `environments` for a policy of shape `config`.
+///
+/// # Errors
+/// A file that can't be used.
+pub fn open_tasks(
+    environments: &[EnvironmentConfig],
+    config: &ModelConfig,
+    tokenizer: &Tokenizer,
+    max_new_tokens: usize,
+) -> Result<Tasks, TrainerError> {
+    let datasets = environments.iter().filter_map(EnvironmentConfig::dataset);
+    // Rows are not tokenised here: a prompt with more bytes than so many of the longest tokens can't fit.
+    let room = config
+        .max_position_embeddings
+        .saturating_sub(max_new_tokens);
+    let max_prompt_bytes = room.saturating_mul(tokenizer.max_token_bytes());
+    let tasks = Tasks::open(datasets, max_prompt_bytes)?;
+    for dataset in tasks.datasets() {
+        tracing::info!("dataset {}: {}", dataset.name(), dataset.summary());
     }
+    Ok(tasks)
+}
 
-    /// The prompts of a run with these settings; `environments` must not be empty.
-    pub fn of(
-        environments: &'a [EnvironmentConfig],
-        system_prompt: Option<&'a str>,
-        seed: u64,
+impl<'a> PromptSource<'a> {
+    /// The prompts of a run with a policy that reads `context` tokens.
+    pub fn new(
+        config: &'a RunConfig,
+        tasks: &'a Tasks,
         tokenizer: &'a Tokenizer,
+        context: usize,
     ) -> PromptSource<'a> {
         PromptSource {
-            environments,
-            system_prompt,
-            seed,
+            environments: &config.environments,
+            tasks,
+            system_prompt: config.system_prompt.as_deref(),
+            seed: config.seed,
             tokenizer,
+            context,
+            max_new_tokens: config.sampling.max_new_tokens,
         }
     }
 
     /// Prompt number `id` of `split`.
     ///
     /// # Errors
-    /// A chat template that can't render it.
+    /// A chat template that can't render it, or a row of a dataset that can't be read or does not fit.
     pub fn prompt(&self, split: Split, id: u64) -> Result<Prompt, TrainerError> {
-        let task = self.task(split, id);
-        let tokens = self.encode(&task)?;
+        let (task, prompt) = self.fitting(split, id, None)?;
         // Evaluation and training number their prompts apart, so their draws must not share a key.
         let id = match split {
             Split::Train => id,
@@ -68,33 +103,75 @@ impl<'a> PromptSource<'a> {
         };
         Ok(Prompt {
             id,
-            tokens,
-            question: task.question,
-            task: task.key,
+            tokens: prompt.tokens,
+            question: task.question.clone(),
+            task: task.key.clone(),
         })
     }
 
     /// Training prompt number `id` with its worked solution and the stop token `end`.
     ///
     /// # Errors
-    /// A chat template that can't render it.
+    /// As [`PromptSource::prompt`].
     pub fn solved(&self, id: u64, end: u32) -> Result<SolvedPrompt, TrainerError> {
-        let task = self.task(Split::Train, id);
-        let mut tokens = self.encode(&task)?;
-        let prompt_len = tokens.len();
-        tokens.extend(self.tokenizer.encode(&task.solution));
-        tokens.push(end);
-        Ok(SolvedPrompt { tokens, prompt_len })
+        let (_, solved) = self.fitting(Split::Train, id, Some(end))?;
+        Ok(solved)
     }
 
-    fn task(&self, split: Split, id: u64) -> Task {
-        let mut key = [0; 32];
-        key[..8].copy_from_slice(&self.seed.to_le_bytes());
-        key[8..16].copy_from_slice(&id.to_le_bytes());
-        // The held-out set does not depend on the run's seed: every run is judged on the same prompts.
-        if split == Split::HeldOut {
-            key[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    /// Task number `id` as tokens, with its solution where there is an `end` to set behind it. Only datasets have
+    /// tasks that don't fit and others to take their place; what a family asks is up to its level.
+    fn fitting(
+        &self,
+        split: Split,
+        id: u64,
+        end: Option<u32>,
+    ) -> Result<(Arc<Task>, SolvedPrompt), TrainerError> {
+        let room = match end {
+            None => self.context.saturating_sub(self.max_new_tokens),
+            Some(_) => self.context,
+        };
+        let mut attempt = 0;
+        loop {
+            let task = self.tasks.task(&self.key(split, id, attempt)?)?;
+            let mut tokens = self.encode(&task)?;
+            let prompt_len = tokens.len();
+            if let Some(end) = end {
+                tokens.extend(self.tokenizer.encode(&task.solution));
+                tokens.push(end);
+            }
+            let problem = format!(
+                "{} tokens with the chat template{}, but only {room} fit into the model's context",
+                tokens.len(),
+                if end.is_some() {
+                    " and the solution"
+                } else {
+                    ""
+                },
+            );
+            let is_too_long = tokens.len() > room;
+            let solved = SolvedPrompt { tokens, prompt_len };
+            let key = match &task.key {
+                TaskKey::Row(key) if is_too_long => key,
+                _ => return Ok((task, solved)),
+            };
+            let dataset = self.tasks.dataset(&key.dataset)?;
+            attempt += 1;
+            if dataset.on_bad_row() == BadRow::Stop || attempt == MAX_ATTEMPTS {
+                return Err(dataset.bad_row(key, problem).into());
+            }
+            tracing::warn!("{key} is skipped: {problem}");
         }
+    }
+
+    fn key(&self, split: Split, id: u64, attempt: u32) -> Result<TaskKey, TrainerError> {
+        // The held-out set does not depend on the run's seed: every run is judged on the same prompts.
+        let seed = match split {
+            Split::Train => self.seed,
+            Split::HeldOut => u64::MAX,
+        };
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&seed.to_le_bytes());
+        key[8..16].copy_from_slice(&id.to_le_bytes());
         let mut rng = ChaCha8Rng::from_seed(key);
         let total: f64 = self.environments.iter().map(|e| e.weight).sum();
         let mut left = (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64 * total;
@@ -106,12 +183,18 @@ impl<'a> PromptSource<'a> {
                 left < 0.0
             })
             .unwrap_or(&self.environments[self.environments.len() - 1]);
-        Family::task(&TaskKey {
-            family: environment.family,
-            split,
-            level: environment.level,
-            seed: rng.next_u64(),
-        })
+        match &environment.source {
+            TaskSource::Family { family, level } => Ok(TaskKey::Family(FamilyKey {
+                family: *family,
+                split,
+                level: *level,
+                seed: rng.next_u64(),
+            })),
+            TaskSource::Dataset(dataset) => {
+                let dataset = self.tasks.dataset(&dataset.name())?;
+                Ok(TaskKey::Row(dataset.draw(split, seed, id, attempt)?))
+            }
+        }
     }
 
     fn encode(&self, task: &Task) -> Result<Vec<u32>, TrainerError> {

@@ -2,8 +2,9 @@
 //!
 //! A resumed run continues bit for bit, so whatever shapes its results must stay: model, tasks,
 //! seed, threads (the order of sums), finished stages. What only says how often to look or to save
-//! may change (`checkpoints`, `evaluation`), and the last stage may get more `steps` while its
-//! learning rate is constant, since no earlier step depends on their number.
+//! (`checkpoints`, `evaluation`), how long to wait (`grading`) or what to do with bad rows may change,
+//! and the last stage may get more `steps` while its learning rate is constant, since no earlier
+//! step depends on their number.
 
 use std::collections::BTreeMap;
 
@@ -12,16 +13,20 @@ use crate::config_file::{self, ConfigError};
 use crate::ron_text;
 
 /// Sections that don't touch the weights.
-const FREE_SECTIONS: [&str; 2] = ["checkpoints.", "evaluation."];
+const FREE_SECTIONS: [&str; 3] = ["checkpoints.", "evaluation.", "grading."];
+
+/// Keys of any section that leave what was done as it is: no row that was drawn before was a bad one.
+const FREE_KEYS: [&str; 1] = [".dataset.on_bad_row"];
 
 /// Keys that the configuration did not have from the start, each with the value that means what was done
 /// before: so valued they don't count in a fingerprint, and a run begun before there was the key goes on.
 /// Whoever adds a key adds a line.
-const LATER_KEYS: [(&str, &str); 4] = [
+const LATER_KEYS: [(&str, &str); 5] = [
     (".initializer_range", "0.02"),
     ("model.check_finite", "false"),
     (".kl_scale", "1.0"),
     (".grpo.max_invalid_share", "0.1"),
+    (".grpo.asynchronous", "None"),
 ];
 
 /// Checks that a run begun with `saved` can continue with `edited`.
@@ -35,7 +40,7 @@ pub fn check_resumable(saved: &RunConfig, edited: &RunConfig) -> Result<(), Conf
     let keys: std::collections::BTreeSet<&String> = before.keys().chain(after.keys()).collect();
     let changed: Vec<String> = keys
         .into_iter()
-        .filter(|key| !FREE_SECTIONS.iter().any(|section| key.starts_with(section)))
+        .filter(|key| !is_free(key))
         .filter(|key| extended.as_ref() != Some(key))
         .filter_map(|key| {
             let was = before.get(key).unwrap_or(&absent);
@@ -56,15 +61,19 @@ pub fn fingerprint(config: &RunConfig) -> String {
     let extensible = extended_steps(config, config);
     let mut hasher = blake3::Hasher::new();
     for (key, value) in leaves(config) {
-        let is_free = FREE_SECTIONS.iter().any(|section| key.starts_with(section));
         let is_later = LATER_KEYS
             .iter()
             .any(|(name, before)| key.ends_with(name) && value == *before);
-        if !is_free && !is_later && extensible.as_ref() != Some(&key) {
+        if !is_free(&key) && !is_later && extensible.as_ref() != Some(&key) {
             hasher.update(format!("{key}={value}\n").as_bytes());
         }
     }
     hasher.finalize().to_hex().to_string()
+}
+
+fn is_free(key: &str) -> bool {
+    FREE_SECTIONS.iter().any(|section| key.starts_with(section))
+        || FREE_KEYS.iter().any(|ending| key.ends_with(ending))
 }
 
 /// Path of the last stage's `steps`, where raising it leaves the earlier steps as they were.
@@ -85,7 +94,7 @@ fn steps_of(stage: &StageConfig) -> (&'static str, usize, &LearningRate) {
 }
 
 /// Every innermost value of the written-out configuration by its path.
-fn leaves(config: &RunConfig) -> BTreeMap<String, String> {
+pub(crate) fn leaves(config: &RunConfig) -> BTreeMap<String, String> {
     let text = config_file::to_ron(config);
     let entries = ron_text::entries(&text);
     let mut leaves = BTreeMap::new();
@@ -135,6 +144,7 @@ mod tests {
         let free = [
             "checkpoints.every=3",
             "checkpoints.keep=9",
+            "grading.timeout_secs=60",
             "evaluation.prompts=8",
             "stages[1].grpo.steps=50",
         ];
@@ -158,6 +168,20 @@ mod tests {
             assert_ne!(with(argument), first, "{argument}");
         }
         assert_eq!(with("environments[0].kl_scale=1"), first);
+    }
+
+    #[test]
+    fn bad_rows_may_be_skipped_from_now_on() {
+        let set = |config: &RunConfig, argument: &str| {
+            config_file::with_override(config, argument).unwrap_or_else(|error| panic!("{error}"))
+        };
+        let dataset = "environments=[(dataset: (path: \"a.jsonl\", grader: exact))]";
+        let begun = set(&saved(), dataset);
+        let skipping = set(&begun, "environments[0].dataset.on_bad_row=skip");
+        assert!(check_resumable(&begun, &skipping).is_ok());
+        assert_eq!(fingerprint(&begun), fingerprint(&skipping));
+        let other = set(&begun, "environments[0].dataset.path=b.jsonl");
+        assert!(check_resumable(&begun, &other).is_err());
     }
 
     #[test]

@@ -4,8 +4,11 @@
 //! runs/NAME/
 //!   config.ron                     the configuration with every default and --set written out
 //!   metrics.jsonl                  one line a step
+//!   tensorboard/                   the same figures as an event file, see `event_file`
 //!   log.txt                        what the console said, step by step
+//!   datasets.json                  what the files of the run's datasets held when it began
 //!   rollouts/step-000012.parquet   groups of one step
+//!   learned/step-000012.parquet    what the learner saw of them
 //!   checkpoints/                   see `checkpoint`
 //!   model/                         the final policy, a Hugging Face folder
 //!   lock                           held while a process works here: its id and start time
@@ -13,10 +16,12 @@
 //! [`RunLayout`] only names the places and may be used to look on; [`RunFolder`] holds the lock.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rollout::crash_point;
 
 use crate::config::RunConfig;
 use crate::config_file::{self, ConfigError};
@@ -94,9 +99,19 @@ impl RunLayout {
         self.root.join("metrics.jsonl")
     }
 
+    /// Folder of the TensorBoard event file.
+    pub fn tensorboard_path(&self) -> PathBuf {
+        self.root.join("tensorboard")
+    }
+
     /// The log.
     pub fn log_path(&self) -> PathBuf {
         self.root.join("log.txt")
+    }
+
+    /// See [`crate::dataset_record`].
+    pub fn datasets_path(&self) -> PathBuf {
+        self.root.join("datasets.json")
     }
 
     /// Folder of checkpoints.
@@ -104,10 +119,26 @@ impl RunLayout {
         self.root.join("checkpoints")
     }
 
+    /// Folder of rollouts.
+    pub fn rollouts_path(&self) -> PathBuf {
+        self.root.join("rollouts")
+    }
+
     /// The groups of step `global_step`.
     pub fn rollout_path(&self, global_step: u64) -> PathBuf {
+        self.rollouts_path()
+            .join(format!("step-{global_step:06}.parquet"))
+    }
+
+    /// What an asynchronous run that an error ended had sampled ahead.
+    pub fn left_behind_path(&self) -> PathBuf {
+        self.rollouts_path().join("in_flight.parquet")
+    }
+
+    /// What the learner saw of those groups.
+    pub fn learned_path(&self, global_step: u64) -> PathBuf {
         self.root
-            .join("rollouts")
+            .join("learned")
             .join(format!("step-{global_step:06}.parquet"))
     }
 
@@ -128,7 +159,7 @@ impl RunLayout {
         let is_filled = |folder: PathBuf| {
             fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some())
         };
-        has_metrics || is_filled(self.checkpoints_path()) || is_filled(self.root.join("rollouts"))
+        has_metrics || is_filled(self.checkpoints_path()) || is_filled(self.rollouts_path())
     }
 
     /// The process that works here now, `process 123, for 5 min`; `None` when there is none.
@@ -201,7 +232,7 @@ impl RunFolder {
                 path: root.to_path_buf(),
             });
         }
-        for part in [layout.checkpoints_path(), root.join("rollouts")] {
+        for part in [layout.checkpoints_path(), layout.rollouts_path()] {
             fs::create_dir_all(&part).map_err(io("create", &part))?;
         }
         let folder = RunFolder {
@@ -209,7 +240,12 @@ impl RunFolder {
             _lock: lock,
         };
         folder.write_config(config)?;
-        Ok(folder)
+        // Of a run that came to nothing: this one may have other datasets.
+        let path = folder.datasets_path();
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(io("remove", &path)(error)),
+            _ => Ok(folder),
+        }
     }
 
     /// Takes over the folder of an interrupted run.
@@ -248,10 +284,11 @@ impl RunFolder {
 pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
-    let mut file = File::create(&partial)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&partial, path)
+    let partial = Path::new(&partial);
+    let mut out = crash_point::Writer::new(crash_point::create(partial, false)?);
+    out.write_all(bytes)?;
+    crash_point::sync(out.file(), partial)?;
+    crash_point::rename(partial, path)
 }
 
 fn io<'a>(
@@ -310,7 +347,7 @@ fn holder(text: &str) -> String {
     format!("process {pid}, for {age}")
 }
 
-fn now() -> Duration {
+pub(crate) fn now() -> Duration {
     // A clock before 1970 only spoils the age shown to the user.
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -359,12 +396,17 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary folder");
         drop(RunFolder::create(dir.path(), &config()).expect("created"));
         fs::write(dir.path().join("metrics.jsonl"), "").expect("written");
+        fs::write(dir.path().join("datasets.json"), "{}").expect("written");
         let changed = RunConfig {
             seed: 9,
             ..config()
         };
         let folder = RunFolder::create(dir.path(), &changed).expect("nothing is lost");
         assert_eq!(folder.read_config().expect("readable"), changed);
+        assert!(
+            !folder.datasets_path().exists(),
+            "it has datasets of its own"
+        );
     }
 
     #[test]

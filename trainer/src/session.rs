@@ -1,12 +1,14 @@
 //! What a running stage works with: policy, reference, optimizer, tokenizer, and where the run stands.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use environments::Split;
+use environments::{Split, Tasks};
 use kernels::tch::Kind;
 use model::{Attention, ParameterGroup, Tokenizer, Transformer};
-use rollout::engine::GenerationSettings;
-use rollout::{Group, Prompt, SamplingConfig, Vocabulary};
+use rollout::GenerationSettings;
+use rollout::{Group, GuardedGrader, Prompt, SamplingConfig, Vocabulary};
 
 use crate::batch::TextDocument;
 use crate::checkpoint::TrainState;
@@ -15,10 +17,18 @@ use crate::error::TrainerError;
 use crate::optimizer::AdamW;
 use crate::policy;
 use crate::progress::Progress;
-use crate::prompts::PromptSource;
-use crate::run_folder::RunFolder;
+use crate::prompts::{self, PromptSource};
+use crate::rollout_worker::RolloutWorker;
+use crate::run_folder::RunLayout;
 use crate::text::Corpus;
-use crate::without_effect::without_effect;
+use crate::without_effect::{selects_every_key, without_effect};
+
+mod restore;
+mod rollouts;
+pub(crate) mod salvage;
+
+/// Prompts whose lengths are compared with `index_topk` before a run.
+const PROMPTS_LOOKED_AT: u64 = 64;
 
 /// Marks the numbers of prompts that text is made from; `grpo` asks those without it.
 const TEXT_PROMPTS: u64 = 1 << 62;
@@ -30,17 +40,28 @@ pub struct Session<'a> {
     /// Resolved config.
     pub config: &'a RunConfig,
     /// Where everything is written.
-    pub folder: &'a RunFolder,
+    pub folder: &'a RunLayout,
+    /// Asks the run to stop.
+    pub stop: &'a AtomicBool,
     /// The network being trained.
     pub policy: Transformer,
     /// The policy as it was when the grpo stage began, where its KL is wanted.
     pub reference: Option<Transformer>,
     /// Tokenizer.
     pub tokenizer: Tokenizer,
+    /// What the run's prompts ask.
+    pub tasks: Arc<Tasks>,
+    /// Grades every sample of the run.
+    pub grader: Arc<GuardedGrader>,
     /// Optimizer of the current stage.
     pub optimizer: AdamW,
     /// Where the run stands.
     pub state: TrainState,
+    /// What a checkpoint held of asynchronous rollouts, until a worker goes on with it.
+    pub in_flight: Vec<Group>,
+    /// Samples ahead, while an asynchronous stage runs.
+    pub worker: Option<RolloutWorker>,
+    threads: i32,
     corpus: Option<(Vec<String>, Corpus)>,
 }
 
@@ -67,39 +88,35 @@ pub struct Rollout {
     /// Graded groups.
     pub groups: Vec<Group>,
     /// Engine's own account.
-    pub stats: rollout::engine::GenerationStats,
-    /// Wall-clock seconds.
+    pub stats: rollout::GenerationStats,
+    /// Wall-clock seconds that were waited for them.
     pub secs: f64,
+    /// Wall-clock seconds in which the engine did what `stats` tells.
+    pub sampling_secs: f64,
 }
 
 impl<'a> Session<'a> {
-    /// Loads the starting policy; nothing is trained yet.
+    /// Opens the run's datasets and loads the starting policy; nothing is trained yet.
     ///
     /// # Errors
-    /// The model's files.
-    pub fn new(config: &'a RunConfig, folder: &'a RunFolder) -> Result<Session<'a>, TrainerError> {
+    /// The model's files, or those of a dataset.
+    pub fn new(
+        config: &'a RunConfig,
+        folder: &'a RunLayout,
+        stop: &'a AtomicBool,
+    ) -> Result<Session<'a>, TrainerError> {
         let runtime = kernels::runtime::start(config.threads);
         let kind = policy::compute_kind(config.compute, runtime.device);
         let start = Instant::now();
-        let (policy, tokenizer) = policy::load(
-            policy::open(&config.model, config.seed)?,
-            kind,
-            runtime.device,
-        )?;
-        if policy.config().eos_token_ids.is_empty() {
-            return Err(TrainerError::NoStopToken);
-        }
-        let needs_indexer = |stage: &StageConfig| match stage {
-            StageConfig::IndexerWarmup(_) | StageConfig::SparseTraining(_) => true,
-            StageConfig::Sft(_) => false,
-            StageConfig::Grpo(grpo) => grpo.train_indexer,
-        };
-        if policy.config().dsa.is_none()
-            && let Some(index) = config.stages.iter().position(needs_indexer)
-        {
-            let stage = config.stages[index].name();
-            return Err(TrainerError::NoIndexer { index, stage });
-        }
+        let parts = policy::open(&config.model, config.seed)?;
+        let tasks = Arc::new(prompts::open_tasks(
+            &config.environments,
+            &parts.config,
+            &parts.tokenizer,
+            config.sampling.max_new_tokens,
+        )?);
+        let (policy, tokenizer) = policy::load(parts, kind, runtime.device)?;
+        policy::check(config, policy.config())?;
         tracing::info!(
             "policy: {:.1} M parameters, {} layers, {}, {}; computing in {} on {:?} with {} threads; loaded in {:.1} s",
             policy.config().num_parameters() as f64 / 1e6,
@@ -127,15 +144,15 @@ impl<'a> Session<'a> {
                  dense, and the exported policy holds an indexer that should not be used yet"
             );
         }
-        for sentence in without_effect(config, policy.config()) {
-            tracing::info!("without effect: {sentence}");
-        }
-        Ok(Session {
+        let session = Session {
             config,
             folder,
+            stop,
             policy,
             reference: None,
             tokenizer,
+            grader: Arc::new(GuardedGrader::new(tasks.clone(), &config.grading)),
+            tasks,
             optimizer: AdamW::new(&config.optimizer),
             state: TrainState {
                 arithmetic: format!(
@@ -146,8 +163,29 @@ impl<'a> Session<'a> {
                 ),
                 ..TrainState::default()
             },
+            in_flight: Vec::new(),
+            worker: None,
+            threads: kernels::tch::get_num_threads(),
             corpus: None,
-        })
+        };
+        session.say_what_is_idle()?;
+        Ok(session)
+    }
+
+    /// Logs the techniques that can't act in this run.
+    fn say_what_is_idle(&self) -> Result<(), TrainerError> {
+        let shape = self.policy.config();
+        let mut idle = without_effect(self.config, shape);
+        if shape.dsa.is_some() {
+            let prompts = (0..PROMPTS_LOOKED_AT).map(|id| self.prompts().prompt(Split::Train, id));
+            let prompts = prompts.collect::<Result<Vec<_>, _>>()?;
+            let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max();
+            idle.extend(selects_every_key(self.config, shape, longest.unwrap_or(0)));
+        }
+        for sentence in idle {
+            tracing::info!("without effect: {sentence}");
+        }
+        Ok(())
     }
 
     /// The stage that runs now; `None` when the run is complete.
@@ -174,7 +212,8 @@ impl<'a> Session<'a> {
 
     /// The run's prompts.
     pub fn prompts(&self) -> PromptSource<'_> {
-        PromptSource::new(self.config, &self.tokenizer)
+        let context = self.policy.config().max_position_embeddings;
+        PromptSource::new(self.config, &self.tasks, &self.tokenizer, context)
     }
 
     /// Samples `group_size` completions of each prompt with the current policy and grades them.
@@ -189,15 +228,7 @@ impl<'a> Session<'a> {
         sampling: &SamplingConfig,
     ) -> Result<Rollout, TrainerError> {
         let start = Instant::now();
-        let settings = GenerationSettings {
-            sampling: sampling.clone(),
-            attention: self.attention(),
-            stop_tokens: self.policy.config().eos_token_ids.clone(),
-            vocabulary: Vocabulary::of(&self.tokenizer, self.policy.config().vocab_size),
-            seed: self.config.seed,
-            policy_version: self.state.policy_version,
-            max_batch_sequences: self.config.max_batch_sequences,
-        };
+        let settings = self.generation(sampling);
         let progress = Progress::new(label, (prompts.len() * group_size) as u64, "samples");
         let (groups, stats) = rollout::group::sample_groups(
             &self.policy,
@@ -205,14 +236,30 @@ impl<'a> Session<'a> {
             group_size,
             &settings,
             &|tokens| self.tokenizer.decode(tokens),
+            &self.grader,
             &mut |finished, _| progress.set(finished as u64),
         )?;
         progress.finish();
+        let secs = start.elapsed().as_secs_f64();
         Ok(Rollout {
             groups,
             stats,
-            secs: start.elapsed().as_secs_f64(),
+            secs,
+            sampling_secs: secs,
         })
+    }
+
+    fn generation(&self, sampling: &SamplingConfig) -> GenerationSettings {
+        GenerationSettings {
+            sampling: sampling.clone(),
+            attention: self.attention(),
+            stop_tokens: self.policy.config().eos_token_ids.clone(),
+            vocabulary: Vocabulary::of(&self.tokenizer, self.policy.config().vocab_size),
+            seed: self.config.seed,
+            policy_version: self.state.policy_version,
+            max_batch_sequences: self.config.max_batch_sequences,
+            record_selection: false,
+        }
     }
 
     /// The next `count` text documents of a stage; advances the cursor.

@@ -13,8 +13,11 @@ use crate::run_folder::RunLayout;
 /// Steps at either end of a grpo stage whose rewards are averaged, at most.
 const REWARD_STEPS: usize = 5;
 
+/// Names of what a run takes, in the order of [`costs`].
+pub(crate) const COSTS: [&str; 4] = ["time", "rollout", "training", "peak memory"];
+
 /// What lies in the run folder.
-const FILES: [(&str, &str); 6] = [
+const FILES: [(&str, &str); 7] = [
     ("model/", "final policy, a Hugging Face folder"),
     ("checkpoints/", "what a stopped run continues from"),
     (
@@ -22,6 +25,7 @@ const FILES: [(&str, &str); 6] = [
         "every prompt, sample and reward, a parquet file a step",
     ),
     ("metrics.jsonl", "the figures of every step"),
+    ("tensorboard/", "the same figures, for TensorBoard"),
     ("log.txt", "what the console said"),
     (
         "config.ron",
@@ -30,28 +34,34 @@ const FILES: [(&str, &str); 6] = [
 ];
 
 /// One figure, in plain words, at the start and at the end of its stage.
-struct Figure {
-    name: String,
-    before: Option<String>,
-    after: String,
+pub(crate) struct Figure {
+    /// What it is.
+    pub name: String,
+    /// At the start, where it has two ends.
+    pub before: Option<String>,
+    /// At the end, or over the whole stage.
+    pub after: String,
+}
+
+/// What a stage was to move, and its cost so far.
+pub(crate) struct StageSummary {
+    /// Kind of stage.
+    pub name: String,
+    /// Its figures.
+    pub figures: Vec<Figure>,
+    /// Steps made.
+    pub num_steps: usize,
+    /// Their time, for people.
+    pub time: String,
 }
 
 /// The table of a complete run; `None` until every stage has made its last step.
 pub fn table(config: &RunConfig, layout: &RunLayout, steps: &[StepMetrics]) -> Option<String> {
-    let stages: Vec<Vec<&StepMetrics>> = (0..config.stages.len())
-        .map(|index| {
-            let of_stage = |step: &&StepMetrics| step.stage_index == index && step.step > 0;
-            steps.iter().filter(of_stage).collect()
-        })
-        .collect();
-    let is_over = |(stage, lines): (&StageConfig, &Vec<&StepMetrics>)| {
-        lines.last().is_some_and(|last| last.step >= stage.steps())
-    };
-    if stages.is_empty() || !config.stages.iter().zip(&stages).all(is_over) {
+    if !is_complete(config, steps) {
         return None;
     }
-
-    let num_steps: usize = stages.iter().map(Vec::len).sum();
+    let stages = stages(config, steps);
+    let num_steps: usize = stages.iter().map(|stage| stage.num_steps).sum();
     let mut text = format!("run {}: complete, {num_steps} steps\n\n", config.name);
     let held_out: Vec<f64> = steps.iter().filter_map(|s| s.held_out_pass_rate).collect();
     if let [first, .., last] = held_out[..] {
@@ -67,14 +77,14 @@ pub fn table(config: &RunConfig, layout: &RunLayout, steps: &[StepMetrics]) -> O
         "{:<18}{:<42}{:>9}    {:>9}{:>7}{:>9}",
         "stage", "figure", "before", "after", "steps", "time"
     );
-    for (index, lines) in stages.iter().enumerate() {
-        let (steps_column, time_column) = (lines.len().to_string(), duration(secs(lines)));
+    for stage in &stages {
+        let steps_column = stage.num_steps.to_string();
         let mut stage_columns = [
-            lines[0].stage.as_str(),
+            stage.name.as_str(),
             steps_column.as_str(),
-            time_column.as_str(),
+            stage.time.as_str(),
         ];
-        for figure in figures(config, index, lines, steps) {
+        for figure in &stage.figures {
             let [stage, count, time] = std::mem::take(&mut stage_columns);
             let (before, arrow) = match &figure.before {
                 Some(before) => (before.as_str(), "->"),
@@ -89,34 +99,68 @@ pub fn table(config: &RunConfig, layout: &RunLayout, steps: &[StepMetrics]) -> O
     }
 
     text.push('\n');
-    let of_all: Vec<&StepMetrics> = steps.iter().collect();
-    let mut cost = |name: &str, value: Option<String>| {
-        if let Some(value) = value {
-            let _ = writeln!(text, "{name:<18}{value}");
-        }
-    };
-    cost("time", Some(duration(secs(&of_all))));
-    let tokens_per_sec = |rate: fn(&StepMetrics) -> Option<f64>, time| {
-        speed(steps, rate, time).map(|speed| format!("{speed:.0} tokens/s"))
-    };
-    cost(
-        "rollout",
-        tokens_per_sec(|s| s.rollout_tokens_per_sec, |s| s.secs.rollout),
-    );
-    cost(
-        "training",
-        tokens_per_sec(|s| s.train_tokens_per_sec, |s| s.secs.train),
-    );
-    let peak = steps.iter().filter_map(|s| s.peak_memory_bytes).max();
-    cost(
-        "peak memory",
-        peak.map(|bytes| format!("{:.2} GB", bytes as f64 / 1e9)),
-    );
+    for (name, value) in costs(steps) {
+        let _ = writeln!(text, "{name:<18}{value}");
+    }
     let _ = write!(text, "\nfiles in {}", layout.root().display());
     for (name, holds) in FILES {
         let _ = write!(text, "\n  {name:<18}{holds}");
     }
     Some(text)
+}
+
+/// Whether every stage has made its last step.
+pub(crate) fn is_complete(config: &RunConfig, steps: &[StepMetrics]) -> bool {
+    let is_over = |(index, stage): (usize, &StageConfig)| {
+        let last = lines_of_stage(steps, index).last().copied();
+        last.is_some_and(|last| last.step >= stage.steps())
+    };
+    !config.stages.is_empty() && config.stages.iter().enumerate().all(is_over)
+}
+
+/// The stages that have made a step.
+pub(crate) fn stages(config: &RunConfig, steps: &[StepMetrics]) -> Vec<StageSummary> {
+    let summary = |index| {
+        let lines = lines_of_stage(steps, index);
+        Some(StageSummary {
+            name: lines.first()?.stage.clone(),
+            figures: figures(config, index, &lines, steps),
+            num_steps: lines.len(),
+            time: duration(secs(&lines)),
+        })
+    };
+    (0..config.stages.len()).filter_map(summary).collect()
+}
+
+/// Name and value of what the run took so far: time, speeds, memory.
+pub(crate) fn costs(steps: &[StepMetrics]) -> Vec<(&'static str, String)> {
+    let of_all: Vec<&StepMetrics> = steps.iter().collect();
+    let tokens_per_sec = |rate: fn(&StepMetrics) -> Option<f64>, time| {
+        speed(steps, rate, time).map(|speed| format!("{speed:.0} tokens/s"))
+    };
+    let peak = steps.iter().filter_map(|s| s.peak_memory_bytes).max();
+    let costs = [
+        Some(duration(secs(&of_all))),
+        tokens_per_sec(|s| s.rollout_tokens_per_sec, |s| s.secs.rollout),
+        tokens_per_sec(|s| s.train_tokens_per_sec, |s| s.secs.train),
+        peak.map(|bytes| format!("{:.2} GB", bytes as f64 / 1e9)),
+    ];
+    let named = COSTS.into_iter().zip(costs);
+    named
+        .filter_map(|(name, cost)| Some((name, cost?)))
+        .collect()
+}
+
+/// The rewards at either end, each the mean of that many steps; `None` where no step has one.
+pub(crate) fn reward_ends(rewards: &[f64]) -> Option<(f64, f64, usize)> {
+    let count = REWARD_STEPS.min(rewards.len() / 2).max(1);
+    let first = mean(rewards.get(..count)?)?;
+    Some((first, mean(&rewards[rewards.len() - count..])?, count))
+}
+
+fn lines_of_stage(steps: &[StepMetrics], index: usize) -> Vec<&StepMetrics> {
+    let of_stage = |step: &&StepMetrics| step.stage_index == index && step.step > 0;
+    steps.iter().filter(of_stage).collect()
 }
 
 /// What stage `index` was to move; `lines` are its steps, `steps` those of the whole run.
@@ -157,14 +201,11 @@ fn figures(
             after: format!("{after:.3}"),
         });
     }
-    let rewards = values(|line| line.reward_mean);
-    if !rewards.is_empty() {
-        let count = REWARD_STEPS.min(rewards.len() / 2).max(1);
-        let average = |part: &[f64]| format!("{:.3}", mean(part).expect("count is at least 1"));
+    if let Some((before, after, count)) = reward_ends(&values(|line| line.reward_mean)) {
         found.push(Figure {
             name: format!("reward, mean of {count} step(s) at either end"),
-            before: Some(average(&rewards[..count])),
-            after: average(&rewards[rewards.len() - count..]),
+            before: Some(format!("{before:.3}")),
+            after: format!("{after:.3}"),
         });
     }
     if let Some(share) = mean(&values(|line| line.keys_selected_share)).filter(|&s| s < 1.0) {
@@ -221,7 +262,7 @@ fn mean(values: &[f64]) -> Option<f64> {
 }
 
 /// `59.4 s`, `2m 05s`, `3h 07m`.
-fn duration(secs: f64) -> String {
+pub(crate) fn duration(secs: f64) -> String {
     let whole = secs.round() as u64;
     match whole {
         _ if secs < 59.95 => format!("{secs:.1} s"),

@@ -33,9 +33,30 @@ pub fn without_effect(config: &RunConfig, shape: &ModelConfig) -> Vec<String> {
     found
 }
 
+/// That selection selects everything, where no sequence of the run's first prompts can grow beyond
+/// `index_topk`; `longest_prompt` is the longest of those, in tokens.
+pub fn selects_every_key(
+    config: &RunConfig,
+    shape: &ModelConfig,
+    longest_prompt: usize,
+) -> Option<String> {
+    let topk = shape.dsa.as_ref()?.index_topk;
+    let longest = longest_prompt + config.sampling.max_new_tokens;
+    // Beyond the context, `without_effect` says the same without looking at prompts.
+    (topk >= longest && topk < shape.max_position_embeddings).then(|| {
+        format!(
+            "index_topk ({topk}) is not below the longest sequence that the first prompts allow ({longest_prompt} \
+             tokens and sampling.max_new_tokens = {}): sparse attention selects every key, as dense attention would",
+            config.sampling.max_new_tokens
+        )
+    })
+}
+
 fn idle_in_grpo(config: &RunConfig, shape: &ModelConfig, stage: &GrpoConfig) -> Vec<String> {
     let mut found = Vec::new();
-    if stage.mini_batches == 1 {
+    // A stage of one step has nothing to sample ahead.
+    let is_ahead = stage.asynchronous.is_some() && stage.steps > 1;
+    if stage.mini_batches == 1 && !is_ahead {
         let mask = stage.off_policy_delta.map_or(String::new(), |delta| {
             format!("off_policy_delta ({delta}) and ")
         });
@@ -45,15 +66,36 @@ fn idle_in_grpo(config: &RunConfig, shape: &ModelConfig, stage: &GrpoConfig) -> 
             stage.clip_epsilon
         ));
     }
-    if stage.keep_routing && shape.moe.is_none() {
-        found.push("keep_routing has nothing to keep: the policy has no experts".to_string());
+    if stage.asynchronous.is_some() && stage.steps == 1 {
+        found.push("asynchronous has nothing to sample ahead: the stage has one step".to_string());
+    }
+    if stage.keep_routing {
+        match &shape.moe {
+            None => found
+                .push("keep_routing has nothing to keep: the policy has no experts".to_string()),
+            Some(moe) if moe.num_experts_per_tok >= moe.num_experts => found.push(format!(
+                "keep_routing has nothing to keep: every token goes to all {} experts",
+                moe.num_experts
+            )),
+            Some(_) => {}
+        }
     }
     let sampling = &config.sampling;
-    if stage.keep_sampling_mask && !sampling.truncates() {
+    let drops = sampling.top_p < 1.0
+        || sampling.min_p > 0.0
+        || (1..shape.vocab_size).contains(&sampling.top_k);
+    if stage.keep_sampling_mask && !drops {
         found.push(
             "keep_sampling_mask has nothing to keep: sampling.top_k, top_p and min_p drop no token"
                 .to_string(),
         );
+    }
+    let scaled = config.environments.iter().find(|e| e.kl_scale != 1.0);
+    if let (0.0, Some(environment)) = (stage.kl_beta, scaled) {
+        found.push(format!(
+            "kl_beta is 0, so the kl_scale ({}) of an environment scales nothing",
+            environment.kl_scale
+        ));
     }
     found
 }
@@ -114,6 +156,53 @@ mod tests {
         let off = "off_policy_delta: None, keep_routing: false, keep_sampling_mask: false,";
         let found = found(&config("", off));
         assert_eq!(found.len(), 1, "the clip is always on: {found:?}");
+    }
+
+    #[test]
+    fn techniques_whose_numbers_leave_nothing_to_do_are_named() {
+        let moe = "moe: (num_experts: 4, num_experts_per_tok: 4, scoring_func: softmax),";
+        let mut config = config(moe, "mini_batches: 2, kl_beta: 0.0,");
+        config.sampling.top_k = 260;
+        config.environments[0].kl_scale = 3.0;
+        let idle = found(&config);
+        let parts = ["all 4 experts", "drop no token", "kl_scale (3)"];
+        assert_eq!(idle.len(), parts.len(), "{idle:?}");
+        for (sentence, part) in idle.iter().zip(parts) {
+            assert!(sentence.contains(part), "{sentence}");
+        }
+        // With one less, each acts.
+        let moe = "moe: (num_experts: 4, num_experts_per_tok: 3, scoring_func: softmax),";
+        let mut config = self::config(moe, "mini_batches: 2, kl_beta: 0.1,");
+        config.sampling.top_k = 259;
+        config.environments[0].kl_scale = 3.0;
+        assert_eq!(found(&config), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_single_step_has_no_age() {
+        let mut config = config("", "asynchronous: (max_policy_age: 2),");
+        if let StageConfig::Grpo(grpo) = &mut config.stages[0] {
+            grpo.steps = 1;
+        }
+        let text = found(&config);
+        assert!(text[0].contains("mini_batches is 1"), "{text:?}");
+        assert!(
+            text[1].starts_with("stages[0].grpo.asynchronous"),
+            "{text:?}"
+        );
+    }
+
+    #[test]
+    fn selecting_every_key_of_the_runs_own_sequences_is_named() {
+        let dsa = "dsa: (index_n_heads: 2, index_head_dim: 4, index_topk: 40),";
+        let config = config(dsa, "mini_batches: 2,");
+        let PolicySource::Random(shape) = &config.model.source else {
+            panic!("a random policy");
+        };
+        // 24 new tokens: 16 of a prompt fill 40 keys, 17 exceed them.
+        let sentence = selects_every_key(&config, shape, 16).expect("nothing is left out");
+        assert!(sentence.contains("16 tokens and sampling.max_new_tokens = 24"));
+        assert_eq!(selects_every_key(&config, shape, 17), None);
     }
 
     #[test]

@@ -6,12 +6,12 @@ use std::collections::{BTreeMap, HashSet};
 use super::*;
 use crate::arithmetic::expression::{Fraction, evaluate};
 use crate::integer_answer::integers;
-use crate::task::Split;
+use crate::task::{Split, TaskKey};
 
 const SPLITS: [Split; 2] = [Split::Train, Split::HeldOut];
 
-fn key(family: Family, split: Split, level: u32, seed: u64) -> TaskKey {
-    TaskKey {
+fn key(family: Family, split: Split, level: u32, seed: u64) -> FamilyKey {
+    FamilyKey {
         family,
         split,
         level,
@@ -35,9 +35,15 @@ fn tasks(seeds: std::ops::Range<u64>) -> impl Iterator<Item = Task> {
 }
 
 fn reward(task: &Task, completion: &str) -> f64 {
-    Family::verify(task, completion)
-        .reward()
-        .expect("always graded")
+    task.verify(completion).reward().expect("always graded")
+}
+
+/// The key of a task that a family made.
+fn made(task: &Task) -> &FamilyKey {
+    match &task.key {
+        TaskKey::Family(key) => key,
+        TaskKey::Row(key) => panic!("{key} is no family's"),
+    }
 }
 
 /// The family, the question's numbers in ascending order, and the result: what an instance is,
@@ -46,7 +52,7 @@ fn content(task: &Task) -> (Family, Vec<i64>, String) {
     let mut numbers = integers(&task.question);
     numbers.sort_unstable();
     (
-        task.key.family,
+        made(task).family,
         numbers,
         task.gold.split(' ').next_back().unwrap_or("").to_string(),
     )
@@ -84,7 +90,7 @@ fn the_gold_answer_is_what_the_question_asks() {
     for task in tasks(0..300) {
         let numbers = integers(&task.question);
         let gold: Vec<i64> = integers(&task.gold);
-        let expected = match task.key.family {
+        let expected = match made(&task).family {
             Family::Sums => {
                 let words = task.question.trim_end_matches(['?', '.']);
                 let start = words
@@ -114,8 +120,8 @@ fn the_gold_answer_is_what_the_question_asks() {
 
 #[test]
 fn level_two_holds_the_numbers_it_promises() {
-    for task in tasks(0..1000).filter(|task| task.key.level == 2) {
-        let largest = match task.key.family {
+    for task in tasks(0..1000).filter(|task| made(task).level == 2) {
+        let largest = match made(&task).family {
             Family::Sums | Family::Compare => 30,
             Family::Products => 12,
             Family::Gcd | Family::Countdown => continue,
@@ -154,7 +160,7 @@ fn no_instance_is_in_both_splits_at_any_level() {
     let mut contents = BTreeMap::from(SPLITS.map(|split| (split == Split::Train, HashSet::new())));
     for task in tasks(0..4000) {
         let side = contents
-            .get_mut(&(task.key.split == Split::Train))
+            .get_mut(&(made(&task).split == Split::Train))
             .expect("both sides are there");
         side.insert(content(&task));
     }
@@ -300,7 +306,7 @@ fn random_text_is_graded_without_a_panic() {
         .chars()
         .collect();
     for (index, task) in tasks(0..100).enumerate() {
-        let mut draw = Draw::new(Purpose::Baseline, &task.key, 1);
+        let mut draw = Draw::new(Purpose::Baseline, made(&task), 1);
         let length = draw.index(60);
         let text: String = (0..length).map(|_| draw.choose(&alphabet)).collect();
         // Half of the texts mix in the question, to meet its edges too.
@@ -311,7 +317,7 @@ fn random_text_is_graded_without_a_panic() {
         };
         let reward = reward(&task, &text);
         assert!(reward == 0.0 || reward == 1.0);
-        assert_eq!(Family::verify(&task, &text), Family::verify(&task, &text));
+        assert_eq!(task.verify(&text), task.verify(&text));
     }
 }
 

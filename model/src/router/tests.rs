@@ -131,6 +131,68 @@ fn replay_forces_experts_outside_the_best_groups() {
     assert_eq!(agreeing.unwrap().int64_value(&[]), 1);
 }
 
+/// Gradient of the gate of the first recorded expert by the logit of each expert: the gate matrix is the
+/// identity, so that row e of its gradient is that number times the input.
+fn slopes(moe: MoeConfig, x: &Tensor, recorded: &[i64]) -> Vec<f32> {
+    let bias = vec![0.0; moe.num_experts];
+    let router = router(moe, Some(&bias));
+    let recorded = Tensor::from_slice(recorded).unsqueeze(0);
+    let gates = router.route(x, Some(&recorded)).gates;
+    gates.narrow(1, 0, 1).sum(Kind::Float).backward();
+    // The first input is not 0.
+    let column = router.gate.master.grad().select(1, 0) / x.double_value(&[0, 0]);
+    Vec::try_from(column).unwrap()
+}
+
+fn four_experts(scoring_func: ScoringFunc, norm_topk_prob: bool) -> MoeConfig {
+    MoeConfig {
+        scoring_func,
+        norm_topk_prob,
+        ..MoeConfig::mixtral(4, 2)
+    }
+}
+
+/// Scores .4 .3 .2 .1, of which .3 and .1 were recorded: g = .75 and .25, slopes g (1 - g) and -g g'.
+#[test]
+fn normalised_softmax_gates_give_unselected_experts_no_gradient() {
+    let x = Tensor::from_slice(&[4f32, 3.0, 2.0, 1.0])
+        .log()
+        .unsqueeze(0);
+    let found = slopes(four_experts(ScoringFunc::Softmax, true), &x, &[1, 3]);
+    close(&found, &[0.0, 0.1875, 0.0, -0.1875]);
+}
+
+/// Undivided, g = s: slopes s (1 - s) and -s s_e, for experts that were not selected as well.
+#[test]
+fn softmax_gates_without_normalisation_push_unselected_experts_down() {
+    let x = Tensor::from_slice(&[4f32, 3.0, 2.0, 1.0])
+        .log()
+        .unsqueeze(0);
+    let found = slopes(four_experts(ScoringFunc::Softmax, false), &x, &[1, 3]);
+    close(&found, &[-0.12, 0.21, -0.06, -0.03]);
+}
+
+/// Scores .9 .5 .2 .6, of which .5 and .6 were recorded. Each depends on its own logit alone, slope
+/// s (1 - s); divided by 1.1, g = 5/11 and slopes .25 / 1.1 * 6/11 and -.24 / 1.1 * 5/11.
+#[test]
+fn sigmoid_gates_give_unselected_experts_no_gradient() {
+    let x = logits_of(&[0.9, 0.5, 0.2, 0.6]);
+    let plain = slopes(four_experts(ScoringFunc::Sigmoid, false), &x, &[1, 3]);
+    close(&plain, &[0.0, 0.25, 0.0, 0.0]);
+    let normalised = slopes(four_experts(ScoringFunc::Sigmoid, true), &x, &[1, 3]);
+    let (own, other) = (0.25 / 1.1 * 6.0 / 11.0, -0.24 / 1.1 * 5.0 / 11.0);
+    close(&normalised, &[0.0, own, 0.0, other]);
+    for slope in [plain[0], plain[2], normalised[0], normalised[2]] {
+        assert_eq!(slope, 0.0, "no rounding either");
+    }
+    let scaled = MoeConfig {
+        routed_scaling_factor: 2.5,
+        ..four_experts(ScoringFunc::Sigmoid, true)
+    };
+    let scaled = slopes(scaled, &x, &[1, 3]);
+    close(&scaled, &[0.0, 2.5 * own, 0.0, 2.5 * other]);
+}
+
 #[test]
 fn the_correction_bias_gets_no_gradient() {
     let router = router(noaux_tc(), Some(&BIAS));

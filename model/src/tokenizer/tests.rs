@@ -57,6 +57,25 @@ fn special_tokens_are_recognised_and_left_out_of_text() {
 }
 
 #[test]
+fn a_token_stands_for_its_bytes_even_for_a_part_of_a_character() {
+    let tokenizer = build(vocabulary("smollm")).unwrap();
+    let bytes = |id: u32| tokenizer.token_bytes(id).unwrap();
+    for byte in 0..=255 {
+        assert_eq!(bytes(u32::from(byte)), [byte]);
+    }
+    // A merged one, a special one, one added as text.
+    assert_eq!(bytes(257), b" ab");
+    assert_eq!(bytes(262), b"<end>");
+    assert_eq!(bytes(263), b"<tool>");
+    assert_eq!(tokenizer.token_bytes(264), None);
+    // A letter that stands for no byte: the token is its text.
+    let mut other = vocabulary("smollm");
+    other.tokens[263] = "<→é>".to_string();
+    let other = build(other).unwrap();
+    assert_eq!(other.token_bytes(263).unwrap(), "<→é>".as_bytes());
+}
+
+#[test]
 fn contradictory_tables_are_refused() {
     assert!(problem(|v| v.tokens[1] = v.tokens[0].clone()).contains("lists a token twice"));
     assert!(problem(|v| v.merges.push("ab".to_string())).contains("'ab' is not two tokens"));

@@ -15,6 +15,7 @@ mod latent;
 mod packing;
 mod precision;
 mod routing;
+mod selection;
 mod sparse;
 mod upcycled;
 

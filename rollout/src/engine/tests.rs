@@ -1,11 +1,17 @@
-//! The engine on tiny random models: equal samples whatever the batch, shared prefills, and
-//! records that training can replay. Weights are large, so that every token depends on its context.
+//! The engine on tiny random models: equal samples whatever the batch, shared prefills, and errors.
+//! Weights are large, so that every token depends on its context.
 
-use model::logprobs::token_logprobs;
-use model::{DsaConfig, ModelConfig, ModelType, MoeConfig, PackedInput, WeightError, WeightSource};
-use tch::Device;
+mod replay;
+
+use model::{
+    Attention, DsaConfig, ForwardOutput, ModelConfig, ModelType, MoeConfig, WeightError,
+    WeightSource,
+};
+use tch::{Device, Kind};
 
 use super::*;
+use crate::sampler::SamplingConfig;
+use crate::vocabulary::Vocabulary;
 
 const VOCAB: usize = 40;
 const STOP: [u32; 2] = [3, 17];
@@ -59,10 +65,14 @@ fn config(moe: bool, dsa: bool) -> ModelConfig {
 }
 
 fn load(config: &ModelConfig) -> Transformer {
+    load_in(config, Kind::Float)
+}
+
+fn load_in(config: &ModelConfig, kind: Kind) -> Transformer {
     // Tiny operations: threads would only wait for each other.
     tch::set_num_threads(1);
     let mut weights = Weights { poison: None };
-    Transformer::load(config, &mut weights, Kind::Float, Device::Cpu).unwrap()
+    Transformer::load(config, &mut weights, kind, Device::Cpu).unwrap()
 }
 
 fn settings(sampling: SamplingConfig, max_batch_sequences: usize) -> GenerationSettings {
@@ -74,6 +84,7 @@ fn settings(sampling: SamplingConfig, max_batch_sequences: usize) -> GenerationS
         seed: 11,
         policy_version: 6,
         max_batch_sequences,
+        record_selection: false,
     }
 }
 
@@ -103,6 +114,7 @@ fn requests() -> Vec<Request> {
                 .map(|i| (prompt_id as u32 + i * 7) % VOCAB as u32)
                 .collect(),
             num_samples,
+            begun: Vec::new(),
         })
         .to_vec()
 }
@@ -139,71 +151,6 @@ fn samples_do_not_depend_on_the_batch() {
 }
 
 #[test]
-fn training_recomputes_the_sampler_logprobs_from_the_record() {
-    for (moe, dsa) in [(true, true), (true, false), (false, true)] {
-        let model = load(&config(moe, dsa));
-        for sampling in [whole(), truncated()] {
-            let (samples, _) = generate(&model, &settings(sampling.clone(), 3));
-            for (request, group) in requests().iter().zip(&samples) {
-                for sample in group {
-                    let found = recomputed_logprobs(&model, request, sample, sampling.temperature);
-                    assert_eq!(found.len(), sample.tokens.len());
-                    for (x, y) in found.iter().zip(&sample.sampler_logprobs) {
-                        assert!((x - y).abs() < 1e-4, "moe {moe} dsa {dsa}: {x} {y}");
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// One packed forward over prompt and completion with the recorded experts and kept tokens.
-fn recomputed_logprobs(
-    model: &Transformer,
-    request: &Request,
-    sample: &GeneratedSample,
-    temperature: f64,
-) -> Vec<f32> {
-    let (prompt_len, len) = (request.tokens.len(), sample.tokens.len());
-    let forwarded = [&request.tokens, &sample.tokens[..len - 1]].concat();
-    let trace = &sample.routing;
-    let routing = if model.config().moe.is_some() {
-        assert_eq!(trace.num_tokens(), forwarded.len());
-        let ids: Vec<i64> = trace.ids.iter().map(|&id| i64::from(id)).collect();
-        let shape = [-1, trace.num_layers as i64, trace.top_k as i64];
-        Routing::Replay(Tensor::from_slice(&ids).view(shape))
-    } else {
-        assert_eq!(
-            *trace,
-            RoutingTrace::default(),
-            "dense models route nothing"
-        );
-        Routing::Free
-    };
-    let replays = matches!(routing, Routing::Replay(_));
-    let options = ForwardOptions {
-        routing,
-        ..ForwardOptions::inference()
-    };
-    let input = PackedInput::from_sequences(&[&forwarded], model.device());
-    let output = tch::no_grad(|| model.forward_packed(&input, &options));
-    if replays {
-        assert_eq!(output.routing_agreement, Some(1.0), "free routing agrees");
-    }
-    let rows = output.hidden.narrow(0, prompt_len as i64 - 1, len as i64);
-    let targets: Vec<i64> = sample.tokens.iter().map(|&id| i64::from(id)).collect();
-    let logprobs = tch::no_grad(|| {
-        token_logprobs(
-            &model.logits(&rows),
-            &Tensor::from_slice(&targets),
-            temperature,
-            Some(&sample.kept),
-        )
-    });
-    Vec::try_from(logprobs).unwrap()
-}
-
-#[test]
 fn a_prompt_is_prefilled_once_for_its_group() {
     let model = load(&config(true, true));
     for num_slots in [1, 3, 64] {
@@ -215,8 +162,8 @@ fn a_prompt_is_prefilled_once_for_its_group() {
             stats.decoded_tokens,
             lens().map(|len| len - 1).sum::<usize>()
         );
-        assert!(stats.mean_key_share > 0.0 && stats.mean_key_share < 1.0);
-        assert!(stats.mean_entropy > 0.0 && stats.mean_entropy < (VOCAB as f64).ln());
+        assert!(stats.mean_key_share() > 0.0 && stats.mean_key_share() < 1.0);
+        assert!(stats.mean_entropy() > 0.0 && stats.mean_entropy() < (VOCAB as f64).ln());
         assert!(stats.prefill_secs > 0.0 && stats.decode_secs > 0.0);
     }
 }
@@ -236,9 +183,10 @@ fn samples_end_with_a_stop_token_or_at_the_limit() {
             FinishReason::Length => {
                 assert!(!STOP.contains(last) && sample.tokens.len() == 12);
             }
+            FinishReason::Unfinished => panic!("every sample ends"),
         }
         reasons.push(sample.finish_reason);
-        assert_eq!(sample.policy_version, 6);
+        assert_eq!(sample.policy_versions, vec![6; sample.tokens.len()]);
         assert_eq!(sample.kept.num_rows(), sample.tokens.len());
         for (i, token) in sample.tokens.iter().enumerate() {
             assert!(sample.kept.row(i).contains(token));
@@ -278,6 +226,146 @@ fn progress_counts_up_to_the_total() {
     assert!(calls.windows(2).all(|pair| pair[0].0 < pair[1].0));
     assert!(calls.iter().all(|&(_, total)| total == 14));
     assert_eq!(calls.last(), Some(&(14, 14)));
+}
+
+/// Plays the requests on one engine for `steps` steps, and to the end on another that gets what was begun.
+fn generate_on_two_engines(
+    model: &Transformer,
+    settings: &GenerationSettings,
+    steps: usize,
+) -> Vec<GeneratedGroup> {
+    let mut first = Engine::idle(model, settings, settings.max_batch_sequences);
+    for request in requests() {
+        first.submit(request).unwrap();
+    }
+    for _ in 0..steps {
+        first.step().unwrap();
+    }
+    let mut groups = first.take_finished();
+    let mut second = Engine::idle(model, settings, settings.max_batch_sequences);
+    second.set_policy_version(7);
+    for begun in first.in_flight() {
+        let mut requests = requests().into_iter();
+        let request = requests.find(|request| request.prompt_id == begun.prompt_id);
+        second
+            .submit(Request {
+                begun: begun.samples,
+                ..request.unwrap()
+            })
+            .unwrap();
+    }
+    while second.step().unwrap().is_some() {
+        groups.extend(second.take_finished());
+    }
+    groups.extend(second.take_finished());
+    assert!(second.in_flight().is_empty());
+    groups.sort_by_key(|group| group.prompt_id);
+    groups
+}
+
+#[test]
+fn what_one_engine_began_another_ends_as_the_first_would_have() {
+    for (moe, dsa) in [(true, true), (false, false)] {
+        let model = load(&config(moe, dsa));
+        for num_slots in [2, 4, 64] {
+            let settings = settings(truncated(), num_slots);
+            let (expected, _) = generate(&model, &settings);
+            let mut num_spanning = 0;
+            for steps in [0, 1, 2, 5, 9, 14] {
+                let found = generate_on_two_engines(&model, &settings, steps);
+                assert_eq!(found.len(), expected.len());
+                let samples = found.iter().flat_map(|group| &group.samples);
+                for (a, b) in samples.zip(expected.iter().flatten()) {
+                    assert_eq!(a.tokens, b.tokens, "{num_slots} slots, {steps} steps");
+                    assert_eq!(a.kept, b.kept);
+                    assert_eq!(a.routing, b.routing);
+                    assert_eq!(a.finish_reason, b.finish_reason);
+                    for (x, y) in a.sampler_logprobs.iter().zip(&b.sampler_logprobs) {
+                        assert!((x - y).abs() < 1e-4, "{x} {y}");
+                    }
+                    // Each token is of the version under which it was drawn.
+                    assert_eq!(a.policy_versions.len(), a.tokens.len());
+                    assert!(a.policy_versions.is_sorted());
+                    assert!(
+                        a.policy_versions
+                            .iter()
+                            .all(|version| [6, 7].contains(version))
+                    );
+                    num_spanning +=
+                        usize::from(a.policy_versions.first() != a.policy_versions.last());
+                }
+            }
+            assert!(num_spanning > 0, "no sample was cut in the middle");
+        }
+    }
+}
+
+#[test]
+fn requests_may_come_while_others_are_at_work() {
+    let model = load(&config(true, true));
+    let settings = settings(whole(), 3);
+    let (expected, _) = generate(&model, &settings);
+    let mut engine = Engine::idle(&model, &settings, 3);
+    let mut finished = Vec::new();
+    for request in requests() {
+        // The third prompt is the longest: the cache grows while sequences live in it.
+        engine.submit(request).unwrap();
+        for _ in 0..4 {
+            engine.step().unwrap();
+        }
+        finished.extend(engine.take_finished());
+    }
+    while engine.step().unwrap().is_some() {
+        finished.extend(engine.take_finished());
+    }
+    finished.sort_by_key(|group| group.prompt_id);
+    assert_eq!(finished.len(), expected.len());
+    for (group, expected) in finished.iter().zip(&expected) {
+        let tokens = |samples: &[GeneratedSample]| -> Vec<Vec<u32>> {
+            samples.iter().map(|sample| sample.tokens.clone()).collect()
+        };
+        assert_eq!(tokens(&group.samples), tokens(expected));
+    }
+    let stats = engine.take_stats();
+    let lens = expected.iter().flatten().map(|sample| sample.tokens.len());
+    assert_eq!(stats.sampled_tokens, lens.sum::<usize>());
+    assert_eq!(engine.take_stats(), GenerationStats::default());
+}
+
+#[test]
+fn siblings_of_a_prompt_begun_elsewhere_keep_its_recorded_experts() {
+    let model = load(&config(true, false));
+    let settings = settings(whole(), 1);
+    // With one slot the group's first sample has ended and its siblings still wait.
+    let mut first = Engine::idle(&model, &settings, 1);
+    first.submit(requests().remove(0)).unwrap();
+    while first.in_flight()[0]
+        .samples
+        .iter()
+        .filter(|s| s.finish_reason != FinishReason::Unfinished)
+        .count()
+        < 1
+    {
+        first.step().unwrap();
+    }
+    let mut begun = first.in_flight().remove(0).samples;
+    // As an older version of the policy might have chosen: the other experts.
+    let mut other = begun[0].routing.clone();
+    other.ids.iter_mut().for_each(|id| *id = 3 - *id);
+    begun[0].routing = other.clone();
+    let mut second = Engine::idle(&model, &settings, 1);
+    let request = Request {
+        begun,
+        ..requests().remove(0)
+    };
+    let prompt = request.tokens.len() * other.num_layers * other.top_k;
+    second.submit(request).unwrap();
+    while second.step().unwrap().is_some() {}
+    let samples = second.take_finished().remove(0).samples;
+    assert_eq!(samples.len(), 5);
+    for sample in &samples {
+        assert_eq!(sample.routing.ids[..prompt], other.ids[..prompt]);
+    }
 }
 
 #[test]

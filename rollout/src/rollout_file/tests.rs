@@ -1,6 +1,9 @@
 //! Round trips, replacement, and errors of the rollout file.
 
-use environments::{Family, Split};
+use std::fs::{self, File};
+
+use environments::{Family, FamilyKey, RowKey, Split};
+use parquet::arrow::ArrowWriter;
 
 use super::*;
 use crate::sample::FinishReason;
@@ -27,7 +30,8 @@ fn sample(index: usize, tokens: &[u32], verdict: Verdict) -> Sample {
                 .map(|i| i.wrapping_mul(7919))
                 .collect(),
         },
-        policy_version: 12,
+        selection: SelectionTrace::default(),
+        policy_versions: (0..tokens.len() as u64).map(|t| 12 + t / 2).collect(),
         finish_reason: if index == 0 {
             FinishReason::Stop
         } else {
@@ -41,12 +45,13 @@ fn sample(index: usize, tokens: &[u32], verdict: Verdict) -> Sample {
 fn groups() -> Vec<Group> {
     let prompt = |id: u64, family, split| Prompt {
         id,
-        task: TaskKey {
+        task: FamilyKey {
             family,
             split,
             level: 2,
             seed: u64::MAX - id,
-        },
+        }
+        .into(),
         question: "What is 3 + 4?".to_string(),
         tokens: vec![5, 6, 7],
     };
@@ -96,6 +101,58 @@ fn read_gives_back_what_was_written() {
 }
 
 #[test]
+fn answers_are_the_text_of_the_same_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("step.parquet");
+    let advantages = [0.5, -0.5, 0.0, 1.0, -1.0];
+    write(&path, 3, &groups(), &advantages).unwrap();
+    let found = read_answers(&path).unwrap();
+    let expected: Vec<Answer> = groups()
+        .iter()
+        .flat_map(|group| group.samples.iter().map(move |sample| (group, sample)))
+        .zip(advantages)
+        .map(|((group, sample), advantage)| Answer {
+            prompt_id: group.prompt.id,
+            question: group.prompt.question.clone(),
+            index: sample.index,
+            completion: sample.text.clone(),
+            verdict: sample.verdict.clone(),
+            advantage,
+            finish_reason: sample.finish_reason,
+        })
+        .collect();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_row_of_a_dataset_is_named_by_dataset_and_number() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("step.parquet");
+    let mut written = groups();
+    written[1].prompt.task = RowKey {
+        dataset: "sums: my own".to_string(),
+        split: Split::HeldOut,
+        row: 7,
+    }
+    .into();
+    write(&path, 1, &written, &[0.0; 5]).unwrap();
+    assert_eq!(read(&path).unwrap().groups, written);
+    let columns = TaskColumns::of(&written[1].prompt.task);
+    assert_eq!(columns.family, "dataset:sums: my own");
+    assert_eq!((columns.level, columns.task_seed), (0, 7));
+    let unknown = TaskColumns {
+        family: "sum".to_string(),
+        ..columns
+    };
+    assert!(
+        unknown
+            .key()
+            .unwrap_err()
+            .contains("no task family is called \"sum\"")
+    );
+}
+
+#[test]
 fn writing_again_replaces_the_file_and_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("step.parquet");
@@ -108,6 +165,25 @@ fn writing_again_replaces_the_file_and_leaves_nothing_behind() {
         .map(|entry| entry.unwrap().file_name())
         .collect();
     assert_eq!(files, ["step.parquet"]);
+}
+
+#[test]
+fn any_flipped_bit_of_the_data_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("step.parquet");
+    let groups = groups();
+    let advantages = vec![0.5; groups.iter().map(|group| group.samples.len()).sum()];
+    write(&path, 7, &groups, &advantages).unwrap();
+    assert!(crate::table::verify(&path).unwrap());
+    let sound = fs::read(&path).unwrap();
+    let footer = u32::from_le_bytes(*sound[..sound.len() - 4].last_chunk().unwrap()) as usize;
+    let data = sound.len() - 8 - footer;
+    for at in 0..data {
+        let mut bytes = sound.clone();
+        bytes[at] ^= 1 << (at % 8);
+        fs::write(&path, &bytes).unwrap();
+        assert!(crate::table::verify(&path).is_err(), "byte {at} of {data}");
+    }
 }
 
 #[test]
@@ -133,10 +209,10 @@ fn errors_name_the_file_and_the_column() {
     assert!(message.contains("other.parquet"), "{message}");
     assert!(message.contains("column 'advantage'"), "{message}");
 
-    let nowhere = folder.path().join("no/such/folder.parquet");
-    let error = write(&nowhere, 1, &groups(), &[0.0; 5]).unwrap_err();
+    let below_a_file = text.join("step.parquet");
+    let error = write(&below_a_file, 1, &groups(), &[0.0; 5]).unwrap_err();
     assert!(
-        error.to_string().contains("no/such/folder.parquet"),
+        error.to_string().contains("text.parquet/step.parquet"),
         "{error}"
     );
 }

@@ -1,21 +1,30 @@
 //! Packs of small groups, written out by hand.
 
-use environments::{Family, Split, TaskKey, Verdict};
+use environments::{
+    AnswerGrader, BadRow, DatasetConfig, Family, FamilyKey, RowKey, Split, Verdict,
+};
 use kernels::tch::Kind;
-use model::RoutingTrace;
+use model::{RoutingTrace, SelectionTrace};
 use rollout::{FinishReason, Prompt};
 
 use super::*;
+use crate::config::TaskSource;
 use crate::loss::{GrpoLossInput, GrpoLossParams, grpo_loss};
 
 const SHAPE: RoutingShape = RoutingShape {
     num_layers: 2,
     top_k: 1,
+    num_experts: 1000,
+};
+const KEYS: SelectionShape = SelectionShape {
+    num_layers: 2,
+    topk: 3,
 };
 
 /// A sample after a prompt of `prompt_len` tokens. Token t has log-prob -t / 10; even tokens keep
 /// everything, odd ones themselves and 99; row r of layer l ran expert `10 * r + l`, branch rows
-/// plus 100 * (index + 1).
+/// plus 100 * (index + 1). A token at position p >= 3 attends to itself and 0 and 1 in layer 0, to itself and
+/// the two before in layer 1.
 fn sample(index: usize, prompt_len: usize, tokens: &[u32]) -> Sample {
     let mut kept = KeptTokens::default();
     for &token in tokens {
@@ -40,7 +49,14 @@ fn sample(index: usize, prompt_len: usize, tokens: &[u32]) -> Sample {
             top_k: 1,
             ids: ids.collect(),
         },
-        policy_version: 0,
+        selection: SelectionTrace {
+            num_layers: 2,
+            topk: 3,
+            keys: (3..rows as u32)
+                .flat_map(|p| [0, 1, p, p - 2, p - 1, p])
+                .collect(),
+        },
+        policy_versions: vec![0; tokens.len()],
         finish_reason: FinishReason::Stop,
         text: String::new(),
         verdict: Verdict::Graded {
@@ -50,16 +66,20 @@ fn sample(index: usize, prompt_len: usize, tokens: &[u32]) -> Sample {
     }
 }
 
+fn task(family: Family, level: u32) -> TaskKey {
+    TaskKey::Family(FamilyKey {
+        family,
+        split: Split::Train,
+        level,
+        seed: 0,
+    })
+}
+
 fn group(id: u64, prompt: &[u32], samples: &[&[u32]]) -> Group {
     Group {
         prompt: Prompt {
             id,
-            task: TaskKey {
-                family: Family::Sums,
-                split: Split::Train,
-                level: 1,
-                seed: id,
-            },
+            task: task(Family::Sums, 1),
             question: String::new(),
             tokens: prompt.to_vec(),
         },
@@ -75,7 +95,10 @@ fn options(micro_batch_tokens: usize) -> PackOptions<'static> {
     PackOptions {
         micro_batch_tokens,
         keep_routing: Some(SHAPE),
+        keep_selection: Some(KEYS),
         keep_sampling_mask: true,
+        truncates: false,
+        vocab_size: 100,
         skip_without_signal: false,
         environments: &[],
         device: Device::Cpu,
@@ -133,27 +156,52 @@ fn kept_tokens_follow_the_targets() {
 
 #[test]
 fn samples_have_the_kl_scale_of_their_environment() {
-    let environment = |family, level, kl_scale| EnvironmentConfig {
-        family,
-        level,
+    let environment = |source, kl_scale| EnvironmentConfig {
+        source,
         weight: 1.0,
         kl_scale,
     };
+    let family = |family, level| TaskSource::Family { family, level };
+    let dataset = DatasetConfig {
+        path: "data/mine.jsonl".to_string(),
+        grader: AnswerGrader::Exact,
+        name: None,
+        held_out: None,
+        on_bad_row: BadRow::Stop,
+    };
     let environments = [
-        environment(Family::Compare, 1, 3.0),
-        environment(Family::Sums, 2, 0.5),
+        environment(family(Family::Compare, 1), 3.0),
+        environment(family(Family::Sums, 2), 0.5),
+        environment(TaskSource::Dataset(dataset), 0.25),
     ];
-    let mut groups = [1, 2, 3].map(|id| group(id, &[1, 2], &[&[20], &[30]]));
-    groups[0].prompt.task.level = 2;
-    groups[1].prompt.task.family = Family::Compare;
-    let advantages = vec![vec![Some(1.0), Some(-1.0)]; 3];
+    let row = |dataset: &str| {
+        TaskKey::Row(RowKey {
+            dataset: dataset.to_string(),
+            split: Split::Train,
+            row: 1,
+        })
+    };
+    // Sums at level 1 and the other dataset are none of them.
+    let tasks = [
+        (task(Family::Sums, 2), 0.5),
+        (task(Family::Compare, 1), 3.0),
+        (task(Family::Sums, 1), 1.0),
+        (row("mine"), 0.25),
+        (row("other"), 1.0),
+    ];
+    let groups = tasks.clone().map(|(task, _)| {
+        let mut group = group(1, &[1, 2], &[&[20], &[30]]);
+        group.prompt.task = task;
+        group
+    });
+    let advantages = vec![vec![Some(1.0), Some(-1.0)]; tasks.len()];
     let options = PackOptions {
         environments: &environments,
         ..options(100)
     };
     let batch = pack(&groups, &advantages, &options).unwrap().remove(0);
-    // Sums at level 1 is none of them.
-    assert_eq!(floats(&batch.kl_scales), [0.5, 0.5, 3.0, 3.0, 1.0, 1.0]);
+    let expected: Vec<f64> = tasks.iter().flat_map(|(_, scale)| [*scale; 2]).collect();
+    assert_eq!(floats(&batch.kl_scales), expected);
 }
 
 #[test]
@@ -172,6 +220,36 @@ fn routing_rows_follow_the_packed_tokens() {
     };
     let batches = pack(&groups, &advantages, &without).unwrap();
     assert!(batches[0].routing.is_none());
+}
+
+#[test]
+fn selected_keys_follow_the_packed_tokens() {
+    let groups = [group(0, &[1, 2], &[&[4, 6, 8], &[6, 8], &[2]])];
+    let advantages = [vec![Some(1.0), Some(-0.5), Some(-0.5)]];
+    let batch = pack(&groups, &advantages, &options(100)).unwrap().remove(0);
+    let selection = batch.selection.unwrap();
+    // Two prompt rows, two of the first branch at positions 2 and 3, one of the second at position 2.
+    assert_eq!(selection.size(), [5, 2, 3]);
+    let layer = |layer| ints(&selection.select(1, layer));
+    let in_sight = [[0, -1, -1], [0, 1, -1], [0, 1, 2]].concat();
+    let branches = |third: [i64; 3]| [&in_sight[..], &third, &[0, 1, 2]].concat();
+    assert_eq!(layer(0), branches([0, 1, 3]));
+    assert_eq!(layer(1), branches([1, 2, 3]));
+    let without = PackOptions {
+        keep_selection: None,
+        ..options(100)
+    };
+    let batches = pack(&groups, &advantages, &without).unwrap();
+    assert!(batches[0].selection.is_none());
+}
+
+#[test]
+fn rows_of_selected_keys_are_no_wider_than_the_longest_sequence() {
+    let groups = [group(0, &[1], &[&[4, 6]])];
+    let batch = pack(&groups, &[vec![Some(1.0)]], &options(100)).unwrap();
+    let selection = batch[0].selection.as_ref().unwrap();
+    assert_eq!(selection.size(), [2, 2, 2]);
+    assert_eq!(ints(&selection.select(1, 0)), [0, -1, 0, 1]);
 }
 
 #[test]
@@ -317,12 +395,16 @@ fn second_document_starts_where_the_first_ends() {
 }
 
 /// The message of the error that a change to sample 1 of group 42 causes.
-fn refused(change: impl Fn(&mut Sample)) -> String {
-    let mut groups = [group(42, &[1, 2], &[&[4, 6], &[9, 8], &[7]])];
+fn refused_with(options: &PackOptions, change: impl Fn(&mut Sample)) -> String {
+    let mut groups = [group(42, &[1, 2], &[&[4, 6], &[9, 8, 6], &[7]])];
     change(&mut groups[0].samples[1]);
     let advantages = [vec![Some(0.5), Some(0.5), Some(-1.0)]];
-    let error = pack(&groups, &advantages, &options(100)).unwrap_err();
+    let error = pack(&groups, &advantages, options).unwrap_err();
     error.to_string()
+}
+
+fn refused(change: impl Fn(&mut Sample)) -> String {
+    refused_with(&options(100), change)
 }
 
 #[test]
@@ -334,7 +416,7 @@ fn payload_that_does_not_fit_is_refused_by_prompt_and_sample() {
     );
     let short = refused(|s| s.routing.ids.truncate(4));
     assert!(
-        short.contains("experts of 2 tokens were recorded, prompt and sample have 3"),
+        short.contains("experts of 2 tokens were recorded, prompt and sample have 4"),
         "{short}"
     );
     let shape = refused(|s| s.routing.num_layers = 1);
@@ -349,7 +431,7 @@ fn payload_that_does_not_fit_is_refused_by_prompt_and_sample() {
     );
     let logprobs = refused(|s| s.sampler_logprobs.truncate(1));
     assert!(
-        logprobs.contains("2 tokens but 1 sampler log-probs"),
+        logprobs.contains("3 tokens but 1 sampler log-probs"),
         "{logprobs}"
     );
     let infinite = refused(|s| s.sampler_logprobs[1] = f32::NEG_INFINITY);
@@ -359,7 +441,7 @@ fn payload_that_does_not_fit_is_refused_by_prompt_and_sample() {
     );
     let rows = refused(|s| s.kept = KeptTokens::default());
     assert!(
-        rows.contains("2 tokens but 0 rows of kept tokens"),
+        rows.contains("3 tokens but 0 rows of kept tokens"),
         "{rows}"
     );
     let outside = refused(|s| s.tokens[0] = 11);
@@ -369,6 +451,112 @@ fn payload_that_does_not_fit_is_refused_by_prompt_and_sample() {
     );
     let empty = refused(|s| s.tokens.clear());
     assert!(empty.contains("it has no tokens"), "{empty}");
+}
+
+#[test]
+fn ids_out_of_range_are_refused_by_their_place() {
+    let token = refused(|s| s.tokens[1] = 100);
+    assert!(
+        token.contains("token id 100 lies outside the vocabulary of 100"),
+        "{token}"
+    );
+    let kept = refused(|s| s.kept.ids[1] = 100);
+    assert!(
+        kept.contains("the kept token 100 of token 0 lies outside"),
+        "{kept}"
+    );
+    let expert = refused(|s| s.routing.ids[5] = 1000);
+    assert!(
+        expert.contains("forwarded token 2, expert layer 1: expert 1000 of 1000"),
+        "{expert}"
+    );
+    let two_each = PackOptions {
+        keep_routing: Some(RoutingShape {
+            num_layers: 1,
+            top_k: 2,
+            ..SHAPE
+        }),
+        keep_selection: None,
+        ..options(100)
+    };
+    let mut groups = [group(42, &[1, 2], &[&[9, 8, 6]])];
+    let trace = &mut groups[0].samples[0].routing;
+    (trace.num_layers, trace.top_k) = (1, 2);
+    let advantages = [vec![Some(0.5)]];
+    assert!(pack(&groups, &advantages, &two_each).is_ok());
+    groups[0].samples[0].routing.ids.fill(0);
+    let zeros = pack(&groups, &advantages, &two_each)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        zeros.contains("forwarded token 0, expert layer 0: expert 0 was recorded twice"),
+        "{zeros}"
+    );
+}
+
+#[test]
+fn malformed_rows_of_kept_tokens_are_refused() {
+    let descending = refused(|s| s.kept.ids.swap(0, 1));
+    assert!(
+        descending.contains("kept tokens of token 0 are not in ascending order"),
+        "{descending}"
+    );
+    let changes: [fn(&mut KeptTokens); 4] = [
+        |kept| kept.offsets.clear(),
+        |kept| kept.offsets[0] = 1,
+        |kept| kept.offsets[1] = 3,
+        |kept| kept.ids.push(99),
+    ];
+    for change in changes {
+        let offsets = refused(|s| change(&mut s.kept));
+        assert!(offsets.contains("offsets of its kept tokens"), "{offsets}");
+    }
+    let truncating = PackOptions {
+        truncates: true,
+        ..options(100)
+    };
+    // Token 0 of sample 0 keeps everything, which truncation never does.
+    let dropped = refused_with(&truncating, |_| ());
+    assert!(
+        dropped.starts_with("prompt 42, sample 0: token 0 has no kept tokens"),
+        "{dropped}"
+    );
+}
+
+#[test]
+fn selected_keys_that_do_not_fit_are_refused() {
+    let missing = refused(|s| s.selection = SelectionTrace::default());
+    assert!(
+        missing.starts_with("prompt 42, sample 1: no selected keys were recorded"),
+        "{missing}"
+    );
+    let shape = refused(|s| s.selection.topk = 2);
+    assert!(
+        shape.contains("keys of 2 layers x 2 were recorded, the model selects 2 x 3"),
+        "{shape}"
+    );
+    let short = refused(|s| s.selection.keys.truncate(3));
+    assert!(
+        short.contains("3 selected keys were recorded, 4 forwarded tokens have 6"),
+        "{short}"
+    );
+    for keys in [[0, 1, 4], [1, 0, 3], [1, 1, 3]] {
+        let unseen = refused(|s| s.selection.keys[3..].copy_from_slice(&keys));
+        assert!(
+            unseen.contains("forwarded token 3, layer 1: the recorded keys are not ascending"),
+            "{unseen}"
+        );
+    }
+    let mut groups = [group(42, &[1, 2, 3, 4], &[&[4, 6], &[9]])];
+    groups[0].samples[1].selection.keys[1] = 2;
+    let advantages = [vec![Some(0.5), Some(-0.5)]];
+    let prompt = pack(&groups, &advantages, &options(100))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        prompt.contains("the keys of the prompt differ from those of sample 0"),
+        "{prompt}"
+    );
 }
 
 #[test]

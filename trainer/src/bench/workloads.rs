@@ -3,11 +3,15 @@
 //! Each returns seconds. Results are read by the host before the clock stops, so that a GPU has
 //! finished. Lengths are forced: no token ends a completion, every group counts.
 
-use environments::{Family, Split, TaskKey};
+use std::sync::Arc;
+
+use environments::{Family, FamilyKey, Split, Tasks};
 use kernels::tch::Tensor;
 use model::{Attention, ForwardOptions, KvCache, ModelConfig, Routing, Transformer};
 use rollout::sampler::sample_batch;
-use rollout::{GenerationSettings, Prompt, SamplingConfig, Vocabulary, draws};
+use rollout::{
+    GenerationSettings, GradingConfig, GuardedGrader, Prompt, SamplingConfig, Vocabulary, draws,
+};
 
 use super::ceilings::wait_for;
 use super::timing::{Timing, median_parts, secs};
@@ -191,6 +195,7 @@ impl Subject<'_> {
             seed: 0,
             policy_version: 0,
             max_batch_sequences: num_prompts * group_size,
+            record_selection: false,
         };
         let learner = GrpoLearner {
             config: &config,
@@ -198,11 +203,13 @@ impl Subject<'_> {
             attention: self.attention,
             policy: self.policy,
             reference: None,
+            policy_version: 0,
         };
         // Random text earns nothing; these advantages let every group be learnt from.
         let signs = [Some(0.5), Some(-0.5)].into_iter().cycle();
         let advantages = vec![signs.take(group_size).collect(); num_prompts];
         let mut optimizer = AdamW::new(&config.optimizer);
+        let grader = GuardedGrader::new(Arc::new(Tasks::default()), &config.grading);
         median_parts(self.timing, || {
             let prompts: Vec<Prompt> = (0..num_prompts as u64)
                 .map(|id| self.prompt(id, prompt_len))
@@ -215,6 +222,7 @@ impl Subject<'_> {
                     group_size,
                     &settings,
                     &|_| String::new(),
+                    &grader,
                     &mut |_, _| {},
                 ));
             });
@@ -232,12 +240,13 @@ impl Subject<'_> {
     fn prompt(&self, id: u64, len: usize) -> Prompt {
         Prompt {
             id,
-            task: TaskKey {
+            task: FamilyKey {
                 family: Family::Sums,
                 split: Split::Train,
                 level: 1,
                 seed: id,
-            },
+            }
+            .into(),
             question: String::new(),
             tokens: self.random_tokens(id, len),
         }
@@ -310,6 +319,7 @@ fn run_config() -> RunConfig {
         environments: Vec::new(),
         system_prompt: None,
         sampling: SamplingConfig::default(),
+        grading: GradingConfig::default(),
         max_batch_sequences: 64,
         text: TextConfig::Solutions,
         stages: Vec::new(),
@@ -342,5 +352,6 @@ fn grpo_config() -> GrpoConfig {
         keep_sampling_mask: true,
         train_indexer: false,
         max_invalid_share: 1.0,
+        asynchronous: None,
     }
 }

@@ -4,9 +4,11 @@
 //! `NAME.deleting`. An item of the same name steps aside as `NAME.replaced`, which counts as `NAME`
 //! until the new one is in place. What a killed writer left is cleared by the next one.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+
+use rollout::crash_point;
 
 use super::{CheckpointError, io_error};
 
@@ -35,7 +37,7 @@ impl ItemFolder {
         self.clear_leftovers()?;
         let partial = self.path.join(format!("{name}{PARTIAL}"));
         let attempt = || {
-            fs::create_dir(&partial).map_err(io_error(&partial))?;
+            crash_point::create_dir(&partial).map_err(io_error(&partial))?;
             write(&partial)?;
             sync_folder(&partial)?;
             self.put_in_place(&partial, name)
@@ -67,8 +69,11 @@ impl ItemFolder {
         Ok(path)
     }
 
-    /// Removes what a killed run left half written or half deleted.
-    fn clear_leftovers(&self) -> Result<(), CheckpointError> {
+    /// Removes what a killed writer left half written or half deleted.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub(super) fn clear_leftovers(&self) -> Result<(), CheckpointError> {
         for name in self.names()? {
             let path = self.path.join(&name);
             if name.ends_with(PARTIAL) || name.ends_with(DELETING) {
@@ -134,15 +139,14 @@ impl ItemFolder {
 }
 
 fn rename(from: &Path, to: &Path) -> Result<(), CheckpointError> {
-    fs::rename(from, to).map_err(io_error(from))
+    crash_point::rename(from, to).map_err(io_error(from))
 }
 
 fn remove(folder: &Path) -> Result<(), CheckpointError> {
-    fs::remove_dir_all(folder).map_err(io_error(folder))
+    crash_point::remove_dir_all(folder).map_err(io_error(folder))
 }
 
 /// Makes names created or renamed in `folder` durable.
 fn sync_folder(folder: &Path) -> Result<(), CheckpointError> {
-    let sync = || File::open(folder)?.sync_all();
-    sync().map_err(io_error(folder))
+    crash_point::sync_folder(folder).map_err(io_error(folder))
 }

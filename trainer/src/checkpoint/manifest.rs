@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
+use rollout::crash_point;
 use serde::{Deserialize, Serialize};
 
 use super::tensor_file::create_file;
@@ -16,6 +17,7 @@ use super::{CheckpointError, io_error};
 const FORMAT: u32 = 1;
 
 const FILE_NAME: &str = "manifest.json";
+const PARTIAL_NAME: &str = "manifest.json.partial";
 
 /// One file of the folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +29,27 @@ pub struct FileRecord {
     pub bytes: u64,
     /// BLAKE3 of the content, hexadecimal.
     pub blake3: String,
+}
+
+impl FileRecord {
+    /// The record of the file `name` as it lies in `folder`.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub(super) fn of(folder: &Path, name: &str) -> Result<FileRecord, CheckpointError> {
+        let path = folder.join(name);
+        let hash = || {
+            let mut hasher = blake3::Hasher::new();
+            let bytes = io::copy(&mut File::open(&path)?, &mut hasher)?;
+            Ok((bytes, hasher.finalize().to_hex().to_string()))
+        };
+        let (bytes, blake3) = hash().map_err(io_error(&path))?;
+        Ok(FileRecord {
+            name: name.to_string(),
+            bytes,
+            blake3,
+        })
+    }
 }
 
 /// The reference policy that a checkpoint needs: another item of the same run.
@@ -51,6 +74,39 @@ pub struct Manifest {
     pub reference: Option<ReferenceLink>,
     /// Every file but the manifest.
     pub files: Vec<FileRecord>,
+}
+
+/// Writes a manifest of everything in `folder`, which is whole.
+///
+/// # Errors
+/// The disk refuses.
+pub fn seal_folder(folder: &Path) -> Result<(), CheckpointError> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(io_error(folder))? {
+        let name = entry.map_err(io_error(folder))?.file_name();
+        let is_other = |name: &String| ![FILE_NAME, PARTIAL_NAME].contains(&name.as_str());
+        names.extend(name.into_string().ok().filter(is_other));
+    }
+    names.sort();
+    let records = names.iter().map(|name| FileRecord::of(folder, name));
+    let manifest = Manifest::new("", None, records.collect::<Result<_, _>>()?);
+    // The folder is in use: the manifest has to appear whole.
+    manifest.create_as(folder, PARTIAL_NAME)?;
+    let [from, to] = [PARTIAL_NAME, FILE_NAME].map(|name| folder.join(name));
+    crash_point::rename(&from, &to).map_err(io_error(&from))?;
+    crash_point::sync_folder(folder).map_err(io_error(folder))
+}
+
+/// Whether `folder` holds what its manifest tells of; false where it has none, as an older program left it.
+///
+/// # Errors
+/// A file that is not as it was written.
+pub fn verify_folder(folder: &Path) -> Result<bool, CheckpointError> {
+    if !folder.join(FILE_NAME).exists() {
+        return Ok(false);
+    }
+    Manifest::read(folder)?.verify(folder)?;
+    Ok(true)
 }
 
 #[derive(Serialize, Deserialize)]
@@ -86,12 +142,16 @@ impl Manifest {
     /// # Errors
     /// The disk refuses.
     pub(super) fn create(&self, folder: &Path) -> Result<(), CheckpointError> {
+        self.create_as(folder, FILE_NAME)
+    }
+
+    fn create_as(&self, folder: &Path, name: &str) -> Result<(), CheckpointError> {
         let sealed = Sealed {
             manifest: self.clone(),
             seal: self.seal(),
         };
         let write = |out: &mut dyn io::Write| Ok(serde_json::to_writer_pretty(out, &sealed)?);
-        create_file(folder, FILE_NAME, write).map(drop)
+        create_file(folder, name, write).map(drop)
     }
 
     /// Reads the manifest of `folder` and checks its seal.
@@ -127,17 +187,14 @@ impl Manifest {
     pub(super) fn verify(&self, folder: &Path) -> Result<(), CheckpointError> {
         for record in &self.files {
             let path = folder.join(&record.name);
-            let mut file = File::open(&path).map_err(io_error(&path))?;
-            let found = file.metadata().map_err(io_error(&path))?.len();
+            // A wrong size shows without reading the file.
+            let found = fs::metadata(&path).map_err(io_error(&path))?.len();
             let problem = if found != record.bytes {
                 format!("it has {found} bytes in place of {}", record.bytes)
-            } else {
-                let mut hasher = blake3::Hasher::new();
-                io::copy(&mut file, &mut hasher).map_err(io_error(&path))?;
-                if hasher.finalize().to_hex().as_str() == record.blake3 {
-                    continue;
-                }
+            } else if FileRecord::of(folder, &record.name)? != *record {
                 "its content doesn't match its hash".to_string()
+            } else {
+                continue;
             };
             return Err(CheckpointError::Damaged { path, problem });
         }

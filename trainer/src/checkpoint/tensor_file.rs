@@ -7,10 +7,11 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use kernels::tch::{self, Device, Kind, Tensor};
+use rollout::crash_point;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -19,6 +20,9 @@ use super::{CheckpointError, io_error};
 
 /// Bytes copied at once between a tensor and a file; a multiple of every element size.
 const CHUNK_BYTES: usize = 8 << 20;
+
+/// Bytes handed to the operating system at once, at least.
+const WRITE_BYTES: usize = 1 << 20;
 
 /// Passes bytes on, counting and hashing them.
 struct HashingWriter<W> {
@@ -51,13 +55,16 @@ pub(super) fn create_file(
 ) -> Result<FileRecord, CheckpointError> {
     let path = folder.join(name);
     let attempt = || {
+        let file = crash_point::Writer::new(crash_point::create(&path, true)?);
         let mut out = HashingWriter {
-            inner: File::create_new(&path)?,
+            // Many tensors are small; each would be a write of its own.
+            inner: BufWriter::with_capacity(WRITE_BYTES, file),
             hasher: blake3::Hasher::new(),
             bytes: 0,
         };
         write(&mut out)?;
-        out.inner.sync_all()?;
+        out.flush()?;
+        crash_point::sync(out.inner.get_ref().file(), &path)?;
         Ok(FileRecord {
             name: name.to_string(),
             bytes: out.bytes,

@@ -50,6 +50,7 @@ impl Run {
             state: &state,
             config_hash: "c0ffee",
             reference,
+            in_flight: &[],
         };
         self.checkpoints.save(&contents).unwrap();
     }
@@ -216,6 +217,23 @@ fn leftovers_of_a_killed_run_are_ignored_then_cleared() {
 }
 
 #[test]
+fn a_run_that_saves_no_more_still_finishes_what_its_last_save_began() {
+    let mut run = Run::new(1);
+    run.save(1);
+    // As if killed after the new checkpoint is in place, before the older ones and the reference are gone.
+    run.checkpoints.keep = 2;
+    run.save_with(2, 3, None, 2.0);
+    run.checkpoints.keep = 1;
+    run.checkpoints.save_reference(1, &weights(0.25)).unwrap();
+    fs::create_dir(run.path("step-000000.deleting")).unwrap();
+    assert_eq!(run.names().len(), 4);
+    let state = run.checkpoints.latest().unwrap().unwrap().checkpoint.state;
+    run.checkpoints.tidy(&state).unwrap();
+    assert_eq!(run.names(), ["step-000002"]);
+    assert_eq!(run.latest(), (2, 2.0, vec![]));
+}
+
+#[test]
 fn failed_save_leaves_nothing_behind_and_loses_nothing() {
     let mut run = Run::new(1);
     run.save(1);
@@ -229,6 +247,7 @@ fn failed_save_leaves_nothing_behind_and_loses_nothing() {
         },
         config_hash: "c0ffee",
         reference: None,
+        in_flight: &[],
     };
     let error = run.checkpoints.save(&contents).unwrap_err().to_string();
     assert!(
@@ -346,6 +365,7 @@ fn checkpoint_without_its_reference_is_refused_at_once() {
         state: &TrainState::default(),
         config_hash: "c0ffee",
         reference: Some("reference-stage-9"),
+        in_flight: &[],
     };
     let error = run.checkpoints.save(&contents).unwrap_err().to_string();
     assert!(error.contains("reference-stage-9"), "{error}");

@@ -1,7 +1,8 @@
 //! A panic on its way out: one error with exit code 1, in the run's log too, in place of a trace.
 //!
 //! Tensor code panics where an invariant breaks, which is a bug, and where memory runs out. With
-//! `RUST_BACKTRACE` set the trace is printed as well.
+//! `RUST_BACKTRACE` set the trace is printed as well. The panic of a grader is none of these: its sample
+//! says what happened.
 
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
 use std::sync::Mutex;
@@ -16,6 +17,9 @@ pub(super) fn caught(command: impl FnOnce() -> Result<(), Failure>) -> Result<()
     let usual = panic::take_hook();
     let wants_trace = std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0");
     panic::set_hook(Box::new(move |info| {
+        if rollout::grading::is_guarded_panic(info) {
+            return;
+        }
         if let Ok(mut said) = SAID.lock() {
             *said = summary(info);
         }
@@ -64,6 +68,11 @@ fn failure(said: &str) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use environments::{Family, FamilyKey, Split, TaskKey, Verdict};
+    use rollout::{Grader, GradingConfig, GuardedGrader, Prompt};
+
     use super::*;
 
     #[test]
@@ -73,6 +82,45 @@ mod tests {
         assert!(text.starts_with("error: broken invariant: "), "{text}");
         assert!(text.contains("broken_invariant.rs:"), "{text}");
         assert!(text.contains(": seven\nhint: "), "{text}");
+    }
+
+    /// Panics at every answer.
+    struct Fragile;
+
+    impl Grader for Fragile {
+        fn grade(&self, _: &TaskKey, completion: &str) -> Verdict {
+            panic!("can't allocate for {completion}")
+        }
+    }
+
+    #[test]
+    fn a_graders_panic_is_told_by_its_sample_and_is_not_the_runs_failure() {
+        let prompt = Prompt {
+            id: 3,
+            task: FamilyKey {
+                family: Family::Gcd,
+                split: Split::Train,
+                level: 1,
+                seed: 0,
+            }
+            .into(),
+            question: String::new(),
+            tokens: vec![1],
+        };
+        let grader = GuardedGrader::new(Arc::new(Fragile), &GradingConfig::default());
+        let mut verdict = None;
+        let failure = caught(|| {
+            verdict = Some(grader.grade(&prompt, "7"));
+            // Unwinds without a message of its own.
+            std::panic::resume_unwind(Box::new(()))
+        });
+        let Some(Verdict::Invalid { reason }) = verdict else {
+            panic!("graded as {verdict:?}");
+        };
+        assert!(reason.contains("broken_invariant.rs:"), "{reason}");
+        assert!(reason.ends_with(": can't allocate for 7"), "{reason}");
+        let text = failure.expect_err("it unwinds").to_string();
+        assert!(!text.contains("allocate"), "{text}");
     }
 
     #[test]

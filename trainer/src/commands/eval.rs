@@ -3,14 +3,17 @@
 //! The prompts are those of a run's own evaluation with the same environments, so the overall rate
 //! of `baleen eval RUN` compares with the run's `held_out_pass_rate`.
 
+use std::sync::Arc;
+
 use environments::{Family, Split};
-use rollout::{FinishReason, Group, SamplingConfig};
+use rollout::{FinishReason, GradingConfig, Group, GuardedGrader, SamplingConfig};
 
 use super::model_arguments::ModelArguments;
 use super::{Failure, output};
-use crate::config::{EnvironmentConfig, EvaluationConfig};
+use crate::config::{EnvironmentConfig, EvaluationConfig, TaskSource};
+use crate::dataset_record;
 use crate::progress::Progress;
-use crate::prompts::PromptSource;
+use crate::prompts::{PromptSource, open_tasks};
 use crate::run_folder::RunLayout;
 
 /// Measure how many held-out tasks a policy solves
@@ -51,6 +54,7 @@ struct Plan {
     environments: Vec<EnvironmentConfig>,
     prompts: usize,
     sampling: SamplingConfig,
+    grading: GradingConfig,
     system_prompt: Option<String>,
     seed: u64,
     max_batch_sequences: usize,
@@ -61,15 +65,32 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let plan = args.plan()?;
     let model = args.model.load()?;
     let settings = model.generation(plan.sampling, plan.seed, plan.max_batch_sequences)?;
-    let source = PromptSource::of(
+    let (shape, max_new_tokens) = (model.policy.config(), settings.sampling.max_new_tokens);
+    let tasks = Arc::new(open_tasks(
         &plan.environments,
-        plan.system_prompt.as_deref(),
-        plan.seed,
+        shape,
         &model.tokenizer,
-    );
+        max_new_tokens,
+    )?);
+    let layout = RunLayout::new(&args.model.model);
+    if let Some((path, problem)) = dataset_record::changed_since(&layout, &tasks)? {
+        tracing::warn!(
+            "{path} is not what it was when the run began ({problem}): figures don't compare with the run's"
+        );
+    }
+    let source = PromptSource {
+        environments: &plan.environments,
+        tasks: &tasks,
+        system_prompt: plan.system_prompt.as_deref(),
+        seed: plan.seed,
+        tokenizer: &model.tokenizer,
+        context: shape.max_position_embeddings,
+        max_new_tokens,
+    };
     let prompts = (0..plan.prompts as u64)
         .map(|id| source.prompt(Split::HeldOut, id))
         .collect::<Result<Vec<_>, _>>()?;
+    let grader = GuardedGrader::new(tasks.clone(), &plan.grading);
     let progress = Progress::new("evaluation", plan.prompts as u64, "samples");
     let (groups, _) = rollout::sample_groups(
         &model.policy,
@@ -77,9 +98,11 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         1,
         &settings,
         &|tokens| model.tokenizer.decode(tokens),
+        &grader,
         &mut |finished, _| progress.set(finished as u64),
     )?;
     progress.finish();
+    grader.check()?;
     output::print_line(&table(&plan.environments, &groups)).map(|_| ())
 }
 
@@ -114,6 +137,9 @@ impl Args {
                     .unwrap_or(sampling.max_new_tokens),
                 ..sampling
             },
+            grading: run
+                .as_ref()
+                .map_or_else(GradingConfig::default, |run| run.grading.clone()),
             system_prompt: self
                 .system
                 .clone()
@@ -152,8 +178,7 @@ fn environments(families: &[String], levels: &[u32]) -> Result<Vec<EnvironmentCo
                 )));
             }
             Ok(EnvironmentConfig {
-                family,
-                level,
+                source: TaskSource::Family { family, level },
                 weight: 1.0,
                 kl_scale: 1.0,
             })
@@ -177,16 +202,12 @@ fn table(environments: &[EnvironmentConfig], groups: &[Group]) -> String {
     for environment in environments {
         let own: Vec<&Group> = groups
             .iter()
-            .filter(|group| {
-                let task = &group.prompt.task;
-                task.family == environment.family && task.level == environment.level
-            })
+            .filter(|group| environment.is_source_of(&group.prompt.task))
             .collect();
-        line(
-            environment.family.name(),
-            &environment.level.to_string(),
-            &own,
-        );
+        match &environment.source {
+            TaskSource::Family { family, level } => line(family.name(), &level.to_string(), &own),
+            TaskSource::Dataset(dataset) => line(&dataset.name(), "-", &own),
+        }
     }
     if environments.len() > 1 {
         line("all", "", &groups.iter().collect::<Vec<_>>());
@@ -228,7 +249,10 @@ mod tests {
             environments(&strings(families), levels)
                 .expect("sound")
                 .iter()
-                .map(|environment| (environment.family, environment.level))
+                .map(|environment| match environment.source {
+                    TaskSource::Family { family, level } => (family, level),
+                    TaskSource::Dataset(_) => panic!("no dataset was asked for"),
+                })
                 .collect()
         };
         assert_eq!(of(&["sums"], &[]), [(Family::Sums, 1)]);

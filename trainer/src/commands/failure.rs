@@ -75,8 +75,8 @@ impl From<ConfigError> for Failure {
         let hint = match &error {
             ConfigError::Read { .. } => Some("the configurations of this project lie in configs/"),
             ConfigError::NotResumable { .. } | ConfigError::Edited { .. } => Some(
-                "checkpoints.*, evaluation.* and a larger number of steps in the last stage may \
-                 change; for all else start a new run",
+                "checkpoints.*, evaluation.*, grading.* and a larger number of steps in the last stage \
+                 may change; for all else start a new run",
             ),
             ConfigError::Text(_) | ConfigError::Problems { .. } => None,
         };
@@ -127,9 +127,12 @@ impl From<TrainerError> for Failure {
             TrainerError::Weights(error) => model::checkpoint::CheckpointError::from(error).into(),
             TrainerError::Tokenizer(error) => error.into(),
             TrainerError::Rollout(error) => error.into(),
+            TrainerError::Dataset(error) => error.into(),
             error @ (TrainerError::Upcycle(_)
             | TrainerError::Text { .. }
+            | TrainerError::DatasetChanged { .. }
             | TrainerError::NoIndexer { .. }
+            | TrainerError::NotReplayable { .. }
             | TrainerError::NoStopToken) => Failure::usage(error),
             error @ (TrainerError::RunCheckpoint(CheckpointError::Io { .. })
             | TrainerError::Io { .. }) => Failure::running(error).hint(DISK_HINT),
@@ -167,6 +170,15 @@ impl From<rollout::RolloutError> for Failure {
                 Failure::running(error).hint(DISK_HINT)
             }
             error => Failure::running(error),
+        }
+    }
+}
+
+impl From<environments::DatasetError> for Failure {
+    fn from(error: environments::DatasetError) -> Failure {
+        match error {
+            error @ environments::DatasetError::Changed { .. } => Failure::running(error),
+            error => Failure::usage(error),
         }
     }
 }

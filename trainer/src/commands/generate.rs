@@ -2,7 +2,7 @@
 
 use model::chat::{ChatOptions, Message, Thinking};
 use rollout::SamplingConfig;
-use rollout::engine::{Engine, Request};
+use rollout::{Engine, Request};
 
 use super::model_arguments::ModelArguments;
 use super::{Failure, output};
@@ -71,6 +71,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         prompt_id: 0,
         tokens,
         num_samples: args.samples,
+        begun: Vec::new(),
     }];
     let engine = Engine::new(&model.policy, &settings, &requests)?;
     let (samples, stats) = engine.generate(&mut |_, _| {})?;

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use kernels::tch::{Device, Kind};
-use model::{Attention, DsaConfig, ForwardOptions, Routing, Tokenizer, Transformer};
-use rollout::engine::GenerationSettings;
+use model::{Attention, DsaConfig, ForwardOptions, Routing, Selection, Tokenizer, Transformer};
+use rollout::GenerationSettings;
 use rollout::{SamplingConfig, Vocabulary};
 
 use super::{Failure, logging};
@@ -121,11 +121,7 @@ impl ModelArguments {
             .checkpoint;
         let (policy, tokenizer) =
             policy::load(policy::open(&config.model, config.seed)?, kind, device)?;
-        let targets: Vec<_> = policy
-            .parameters()
-            .into_iter()
-            .map(|parameter| (parameter.name.as_str(), &parameter.master))
-            .collect();
+        let targets = policy::masters(&policy);
         latest.load_weights(&targets).map_err(TrainerError::from)?;
         if self.check_finite {
             model::checkpoint::check_finite_weights(&latest.path, targets)?;
@@ -184,6 +180,7 @@ impl LoadedModel {
             seed,
             policy_version: 0,
             max_batch_sequences,
+            record_selection: false,
         })
     }
 
@@ -192,7 +189,10 @@ impl LoadedModel {
         ForwardOptions {
             routing: Routing::Record,
             attention: self.attention,
-            record_selected,
+            selection: match record_selected {
+                true => Selection::Record,
+                false => Selection::Free,
+            },
             ..ForwardOptions::inference()
         }
     }

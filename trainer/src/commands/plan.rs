@@ -1,29 +1,42 @@
 //! `baleen train --dry-run`: the configuration written out, and what it amounts to.
 //!
 //! The output is itself a configuration; what is said about it stands in comments at its end.
-//! Memory is an estimate of the large parts: weights, their optimizer state, the reference policy,
-//! the key/value cache and the activations of one micro-batch.
 
 use std::fmt::Write;
 
 use kernels::tch::Kind;
-use model::{KvCache, ModelConfig, MoeConfig};
+use model::ModelConfig;
 
 use super::{Failure, output};
 use crate::config::{RunConfig, StageConfig};
 use crate::config_file;
+use crate::memory::memory_bytes;
 use crate::policy;
+use crate::prompts::open_tasks;
 use crate::without_effect::without_effect;
-
-/// Room assumed for a prompt, in tokens, where its cache is estimated.
-const PROMPT_TOKENS: usize = 128;
 
 /// Prints configuration and plan.
 pub fn print(config: &RunConfig) -> Result<(), Failure> {
     let device = kernels::runtime::start(config.threads).device;
     let kind = policy::compute_kind(config.compute, device);
     let parts = policy::open(&config.model, config.seed)?;
-    let text = config_file::to_ron(config) + &describe(config, &parts.config, kind);
+    let max_new_tokens = config.sampling.max_new_tokens;
+    let shape = &parts.config;
+    let tasks = open_tasks(
+        &config.environments,
+        shape,
+        &parts.tokenizer,
+        max_new_tokens,
+    )?;
+    let mut text = config_file::to_ron(config) + &describe(config, shape, kind);
+    for dataset in tasks.datasets() {
+        let _ = writeln!(
+            text,
+            "//   dataset {}: {}",
+            dataset.name(),
+            dataset.summary()
+        );
+    }
     output::print_line(text.trim_end()).map(|_| ())
 }
 
@@ -67,138 +80,23 @@ fn describe(config: &RunConfig, shape: &ModelConfig, kind: Kind) -> String {
     text
 }
 
-/// Bytes of the large parts at the most demanding stage.
-fn memory_bytes(config: &RunConfig, shape: &ModelConfig, kind: Kind) -> usize {
-    // f32 master weights, and a copy where computation runs in another type.
-    let weight = match kind {
-        Kind::Float => 4,
-        other => 4 + other.elt_size_in_bytes(),
-    };
-    // Gradient and the optimizer's two moments, all f32.
-    let trained = 4 + 8;
-    let has_reference = config
-        .stages
-        .iter()
-        .any(|stage| matches!(stage, StageConfig::Grpo(grpo) if grpo.kl_beta > 0.0));
-    let policies = if has_reference { 2 } else { 1 };
-    let weights = shape.num_parameters() * (weight * policies + trained);
-    let capacity = PROMPT_TOKENS + config.sampling.max_new_tokens;
-    let cache = config.max_batch_sequences * KvCache::slot_bytes(shape, capacity, kind);
-    weights + cache + activation_bytes(config, shape, kind)
-}
-
-/// Activations kept for backward: the inputs of each layer's products, and f32 logits with their
-/// gradient.
-fn activation_bytes(config: &RunConfig, shape: &ModelConfig, kind: Kind) -> usize {
-    let layers = shape.num_hidden_layers;
-    let numbers = match config.activation_checkpointing {
-        true => layers * shape.hidden_size,
-        false => {
-            let shared = |moe: &MoeConfig| moe.num_experts_per_tok + moe.n_shared_experts;
-            let active = shape.moe.as_ref().map_or(0, shared);
-            let expert_layers = shape.num_moe_layers();
-            layers * (4 * shape.hidden_size + attention_row(shape))
-                + expert_layers * 4 * active * shape.expert_intermediate_size()
-                + (layers - expert_layers) * 4 * shape.intermediate_size
-        }
-    };
-    config.micro_batch_tokens * (numbers * kind.elt_size_in_bytes() + 2 * 4 * shape.vocab_size)
-}
-
-/// Queries, keys, values and head outputs of one token in one layer, with latents where they are.
-fn attention_row(shape: &ModelConfig) -> usize {
-    let heads = shape.num_attention_heads;
-    match &shape.mla {
-        None => 2 * (heads + shape.num_key_value_heads) * shape.head_dim,
-        Some(mla) => {
-            let latents = mla.q_lora_rank.unwrap_or(0) + mla.latent_dim();
-            latents + 2 * heads * (mla.qk_head_dim() + mla.v_head_dim)
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::MlaConfig;
-
-    fn config() -> RunConfig {
-        let text = r#"(
-            name: "a",
-            model: (source: Random(
-                vocab_size: 260, hidden_size: 8, intermediate_size: 16, num_hidden_layers: 1,
-                num_attention_heads: 2, num_key_value_heads: 1, head_dim: 4, rms_norm_eps: 1e-5,
-                rope_theta: 1e4, max_position_embeddings: 64, tie_word_embeddings: true,
-                eos_token_ids: [2],
-            )),
-            environments: [(family: sums)],
-            max_batch_sequences: 1,
-            micro_batch_tokens: 1,
-            activation_checkpointing: true,
-            stages: [grpo(
-                steps: 5, prompts_per_step: 4, group_size: 8, learning_rate: (peak: 1e-5),
-            )],
-        )"#;
-        config_file::parse(text, "test").unwrap_or_else(|error| panic!("{error}"))
-    }
-
-    #[test]
-    fn memory_counts_policy_reference_optimizer_cache_and_activations() {
-        let config = config();
-        let parts = policy::open(&config.model, 0).expect("a random model");
-        // Attention 8*4*(4 + 2) = 192, feed-forward 3*8*16 = 384, norms 16 + 8, embedding 2080.
-        assert_eq!(parts.config.num_parameters(), 2680);
-        // Weights 2680 (4*2 + 12), cache (128 + 24) rows of 8 f32, one token of 8 f32 + 520 f32.
-        let expected = 2680 * 20 + 152 * 8 * 4 + (8 + 520) * 4;
-        assert_eq!(memory_bytes(&config, &parts.config, Kind::Float), expected);
-    }
 
     #[test]
     fn the_plan_leaves_the_configuration_readable() {
-        let config = config();
+        let config = include_str!("../../../configs/smoke.ron");
+        let config = config_file::parse(config, "smoke").unwrap_or_else(|error| panic!("{error}"));
         let parts = policy::open(&config.model, 0).expect("a random model");
         let text = config_file::to_ron(&config) + &describe(&config, &parts.config, Kind::Float);
         assert!(
-            text.contains("//   stage 0: grpo, 5 steps of 4 prompts x 8 samples"),
+            text.contains("//   stage 3: grpo, 4 steps of 4 prompts x 4 samples"),
             "{text}"
         );
         assert_eq!(
             config_file::parse(&text, "plan").expect("still RON"),
             config
         );
-    }
-
-    #[test]
-    fn activations_count_latents_and_dense_layers_beside_experts() {
-        let shape = ModelConfig {
-            vocab_size: 10,
-            hidden_size: 16,
-            intermediate_size: 20,
-            num_hidden_layers: 2,
-            num_attention_heads: 2,
-            mla: Some(MlaConfig {
-                q_lora_rank: Some(6),
-                kv_lora_rank: 8,
-                qk_nope_head_dim: 4,
-                qk_rope_head_dim: 2,
-                v_head_dim: 3,
-                rope_interleave: true,
-            }),
-            moe: Some(MoeConfig {
-                moe_intermediate_size: Some(5),
-                first_k_dense_replace: 1,
-                n_shared_experts: 1,
-                ..MoeConfig::mixtral(8, 2)
-            }),
-            ..ModelConfig::sizeless_llama()
-        };
-        let config = RunConfig {
-            activation_checkpointing: false,
-            ..config()
-        };
-        // A layer: 64 and latents 6 + 10, heads 2 x 2 x (6 + 3); three experts of 5, one dense of 20.
-        let numbers = 2 * (64 + 16 + 36) + 4 * 3 * 5 + 4 * 20;
-        let bytes = activation_bytes(&config, &shape, Kind::Float);
-        assert_eq!(bytes, 4 * numbers + 2 * 4 * 10);
     }
 }

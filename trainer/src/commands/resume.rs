@@ -14,18 +14,26 @@ use crate::run_folder::RunFolder;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 The run continues bit for bit as if it had not been interrupted. --set may change checkpoints.*,
-evaluation.* and raise the `steps` of the last stage, unless it is over or its learning rate
-decays.")]
+evaluation.*, grading.* and raise the `steps` of the last stage, unless it is over or its learning
+rate decays.")]
 pub struct Args {
     /// Run folder, such as runs/quickstart
     run: PathBuf,
     /// Replace a value of the run's configuration for good (repeatable)
     #[arg(long = "set", value_name = "PATH=VALUE")]
     overrides: Vec<String>,
+    /// Answer Prometheus at this address, such as 127.0.0.1:9464, while the run works
+    #[arg(long, value_name = "ADDRESS")]
+    prometheus: Option<String>,
 }
 
 /// Continues the run.
 pub fn run(args: &Args) -> Result<(), Failure> {
+    let endpoint = args
+        .prometheus
+        .as_deref()
+        .map(train::endpoint)
+        .transpose()?;
     let folder = RunFolder::open(&args.run)?;
     let saved = folder.read_config()?;
     let mut config = saved.clone();
@@ -45,7 +53,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if config != saved {
         folder.write_config(&config)?;
     }
-    train::work(&config, &folder)
+    train::work(&config, &folder, endpoint)
 }
 
 /// The last stage can be made longer only before it ends: its optimizer is not kept beyond.

@@ -107,6 +107,8 @@ fn score(model: &LoadedModel, tokens: &[u32], args: &Args) -> OutputLine {
     let num_targets = tokens.len() as i64 - 1;
     let rows = Tensor::arange(num_targets, (tch::Kind::Int64, device));
     let targets = input.tokens.narrow(0, 1, num_targets);
+    // Nothing where no layer selects.
+    let selected = output.selected_keys();
     let logprobs = match num_targets {
         0 => Vec::new(),
         _ => floats(
@@ -128,10 +130,7 @@ fn score(model: &LoadedModel, tokens: &[u32], args: &Args) -> OutputLine {
             .routing
             .filter(|_| args.routing)
             .map(|ids| by_layer(&ids)),
-        // Nothing where no layer selects.
-        selected: output
-            .selected
-            .filter(|layers| layers.iter().any(|tokens| !tokens.is_empty())),
+        selected,
     }
 }
 

@@ -1,5 +1,5 @@
-//! Ctrl-C and SIGTERM: the first asks the run to end after the current step, the second ends the
-//! process at once.
+//! Ctrl-C and SIGTERM: the first asks a run to end after the current step, the second ends the
+//! process at once. A command that only looks on ends at the first.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -14,6 +14,22 @@ static STOP: AtomicBool = AtomicBool::new(false);
 
 /// Starts to listen; the flag is set by the first signal.
 pub fn on_signal() -> Result<&'static AtomicBool, Failure> {
+    listen(|| {
+        if STOP.swap(true, Ordering::SeqCst) {
+            std::process::exit(EXIT_INTERRUPTED);
+        }
+        tracing::info!("asked to stop: finishing this step and saving; again to quit at once");
+    })
+}
+
+/// Starts to listen for a command that looks at the flag several times a second: a signal sets it and
+/// does nothing else.
+pub fn flag_on_signal() -> Result<&'static AtomicBool, Failure> {
+    listen(|| STOP.store(true, Ordering::SeqCst))
+}
+
+/// Does `on_signal` at every Ctrl-C and SIGTERM from now on.
+fn listen(on_signal: impl Fn() + Send + 'static) -> Result<&'static AtomicBool, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -33,12 +49,7 @@ pub fn on_signal() -> Result<&'static AtomicBool, Failure> {
                     _ = interrupt.recv() => {}
                     _ = terminate.recv() => {}
                 }
-                if STOP.swap(true, Ordering::SeqCst) {
-                    std::process::exit(EXIT_INTERRUPTED);
-                }
-                tracing::info!(
-                    "asked to stop: finishing this step and saving; again to quit at once"
-                );
+                on_signal();
             }
         });
     });

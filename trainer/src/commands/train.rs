@@ -7,6 +7,7 @@ use crate::config::RunConfig;
 use crate::config_file;
 use crate::metrics;
 use crate::orchestrator::{self, Outcome};
+use crate::prometheus::Endpoint;
 use crate::run_folder::RunFolder;
 use crate::summary;
 use crate::text;
@@ -25,6 +26,9 @@ pub struct Args {
     /// Print the whole configuration and what it amounts to, and run nothing
     #[arg(long)]
     dry_run: bool,
+    /// Answer Prometheus at this address, such as 127.0.0.1:9464, while the run works
+    #[arg(long, value_name = "ADDRESS")]
+    prometheus: Option<String>,
 }
 
 /// Starts the run, or only shows it.
@@ -38,17 +42,35 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         Some(root) => root.clone(),
         None => Path::new("runs").join(&config.name),
     };
+    let endpoint = args.prometheus.as_deref().map(endpoint).transpose()?;
     let folder = RunFolder::create(&root, &config)?;
-    work(&config, &folder)
+    work(&config, &folder, endpoint)
 }
 
-/// Runs what is left of the run in `folder`, logging into it, until it is complete or stopped; what a
-/// complete run has come to is printed.
-pub fn work(config: &RunConfig, folder: &RunFolder) -> Result<(), Failure> {
+/// Takes the address where a run is to answer Prometheus.
+pub fn endpoint(address: &str) -> Result<Endpoint, Failure> {
+    Endpoint::bind(address).map_err(|error| {
+        Failure::usage(format!("can't answer Prometheus at {address}: {error}"))
+            .hint("name an address of this machine with a free port, such as 127.0.0.1:9464")
+    })
+}
+
+/// Runs what is left of the run in `folder`, logging into it and answering at `endpoint`, until it is
+/// complete or stopped; what a complete run has come to is printed.
+pub fn work(
+    config: &RunConfig,
+    folder: &RunFolder,
+    endpoint: Option<Endpoint>,
+) -> Result<(), Failure> {
     logging::start_with_file(&folder.log_path())?;
     let stop = stop::on_signal()?;
     tracing::info!("run folder: {}", folder.root().display());
-    let outcome = orchestrator::run(config, folder, stop).map_err(Failure::from)?;
+    let exporter = endpoint.map(|endpoint| {
+        tracing::info!("metrics for Prometheus: {}", endpoint.url());
+        endpoint.serve(&config.name)
+    });
+    let exporter = exporter.transpose().map_err(Failure::running)?;
+    let outcome = orchestrator::run(config, folder, stop, exporter).map_err(Failure::from)?;
     if outcome == Outcome::Complete {
         let path = folder.metrics_path();
         let steps = metrics::read(&path)

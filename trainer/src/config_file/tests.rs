@@ -62,7 +62,7 @@ fn misspelt_key_is_located_and_corrected() {
     |             ^^^^^^^^^ did you mean `group_size`?
     = valid here: steps, prompts_per_step, group_size, mini_batches, learning_rate, \
              clip_epsilon, kl_beta, off_policy_delta, keep_routing, keep_sampling_mask, \
-             train_indexer, max_invalid_share"
+             train_indexer, max_invalid_share, asynchronous"
     );
 }
 
@@ -86,6 +86,68 @@ fn misspelt_stage_and_family_list_the_valid_ones() {
             "did you mean `sums`?",
             "countdown",
         ],
+    );
+}
+
+#[test]
+fn an_environment_is_a_family_or_a_dataset() {
+    let dataset = r#"dataset: (path: "a.jsonl", grader: integer)"#;
+    let config = parse(&SOUND.replace("family: sums", dataset), "good.ron").expect("sound");
+    let text = to_ron(&config);
+    assert!(
+        text.contains("grader: integer,") && !text.contains("family"),
+        "{text}"
+    );
+    assert_eq!(parse(&text, "resolved").expect("sound"), config);
+    let text = to_ron(&parse(SOUND, "good.ron").expect("sound"));
+    assert!(
+        text.contains("family: sums,") && !text.contains("dataset"),
+        "{text}"
+    );
+
+    let instead = |entry: &str| message("family: sums", entry);
+    for (entry, problem) in [
+        (
+            "weight: 2.0",
+            "an environment needs a `family` or a `dataset` in `environments",
+        ),
+        (
+            &format!("family: sums, {dataset}"),
+            "a `family` or a `dataset`, not both",
+        ),
+        (
+            &format!("{dataset}, level: 2"),
+            "`level` belongs to a family",
+        ),
+    ] {
+        assert_says(&instead(entry), &["bad.ron:4:", problem]);
+    }
+    assert_says(
+        &instead("familie: sums"),
+        &[
+            "bad.ron:4:21",
+            "did you mean `family`?",
+            "valid here: family, level, dataset, weight, kl_scale",
+        ],
+    );
+    assert_says(
+        &instead(r#"dataset: (path: "a.jsonl", grader: integr)"#),
+        &[
+            "`environments[0].dataset.grader` can't be `integr`",
+            "did you mean `integer`?",
+            "exact, choice",
+        ],
+    );
+    assert_says(
+        &instead(r#"dataset: (path: "a.jsonl", grader: exact, hold_out: "b.jsonl")"#),
+        &[
+            "unknown key `hold_out` in `environments[0].dataset`",
+            "did you mean `held_out`?",
+        ],
+    );
+    assert_says(
+        &instead(r#"dataset: (grader: exact)"#),
+        &["key `path` is missing in `environments[0].dataset`"],
     );
 }
 

@@ -55,6 +55,14 @@ fn each_senseless_value_is_named_by_its_key() {
             "stages[1].grpo.max_invalid_share=1.5",
             "stages[1].grpo.max_invalid_share is 1.5; a share lies between 0 and 1",
         ),
+        (
+            "environments=[(dataset: (path: \"\", grader: exact))]",
+            "environments[0].dataset.path is empty",
+        ),
+        (
+            "environments=[(dataset: (path: \"a/x.jsonl\", grader: exact)), (dataset: (path: \"x.parquet\", grader: exact))]",
+            "environments[1].dataset.name is \"x\", as that of an earlier entry",
+        ),
         ("environments[0].level=0", "environments[0].level is 0"),
         (
             "environments[0].level=99",
@@ -67,6 +75,10 @@ fn each_senseless_value_is_named_by_its_key() {
         (
             "sampling.temperature=0",
             "sampling.temperature is 0; greedy",
+        ),
+        (
+            "grading.timeout_secs=0",
+            "grading.timeout_secs (0) must lie above 0",
         ),
         ("sampling.top_p=0", "sampling.top_p (0) must"),
         ("sampling.min_p=1", "sampling.min_p (1) must"),

@@ -24,15 +24,19 @@ pub fn prepare(session: &mut Session, stage: &StageConfig) {
     }
 }
 
-/// One step of `stage`: updates the policy and the cursors, not the step counters.
+/// One step of `stage`: updates the policy and the cursors, not the step counters. `None` when the run was
+/// asked to stop while the step waited for its samples: nothing has changed then.
 ///
 /// # Errors
 /// Whatever stops the run.
-pub fn step(session: &mut Session, stage: &StageConfig) -> Result<StepMetrics, TrainerError> {
+pub fn step(
+    session: &mut Session,
+    stage: &StageConfig,
+) -> Result<Option<StepMetrics>, TrainerError> {
     match stage {
-        StageConfig::IndexerWarmup(stage) => indexer_warmup::step(session, stage),
-        StageConfig::SparseTraining(stage) => sparse_training::step(session, stage),
-        StageConfig::Sft(stage) => sft::step(session, stage),
+        StageConfig::IndexerWarmup(stage) => indexer_warmup::step(session, stage).map(Some),
+        StageConfig::SparseTraining(stage) => sparse_training::step(session, stage).map(Some),
+        StageConfig::Sft(stage) => sft::step(session, stage).map(Some),
         StageConfig::Grpo(stage) => grpo::step(session, stage),
     }
 }

@@ -87,6 +87,7 @@ files in runs/four
   checkpoints/      what a stopped run continues from
   rollouts/         every prompt, sample and reward, a parquet file a step
   metrics.jsonl     the figures of every step
+  tensorboard/      the same figures, for TensorBoard
   log.txt           what the console said
   config.ron        the configuration with every default written out"
     );

@@ -13,7 +13,7 @@ fn activation_checkpointing_changes_neither_losses_nor_gradients() {
                     routing,
                     attention,
                     indexer_loss: true,
-                    record_selected: true,
+                    selection: Selection::Record,
                     activation_checkpointing,
                 };
                 let output = model.forward_packed(&alone(&tokens), &options);

@@ -154,11 +154,11 @@ fn selected_keys_of_every_family_equal_those_of_transformers_and_not_those_of_th
     for name in SPARSE {
         let family = Family::new(name);
         let options = ForwardOptions {
-            record_selected: true,
+            selection: Selection::Record,
             ..ForwardOptions::inference()
         };
         let output = forward(&family.load(Kind::Float), &family, &options);
-        let found = output.selected.unwrap();
+        let found = output.selected_keys().unwrap();
         let expected: Vec<Vec<Vec<i64>>> = family.read("selected");
         assert_eq!(found, expected, "{name}");
         let other: Vec<Vec<i64>> = family.read("other_rotation");

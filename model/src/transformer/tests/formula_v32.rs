@@ -145,13 +145,13 @@ fn config_and_tensor_names_are_those_of_the_checkpoint() {
 fn logits_selected_keys_and_experts_equal_those_of_transformers() {
     let (model, golden) = (model_of(&config()), golden());
     let options = ForwardOptions {
-        record_selected: true,
+        selection: Selection::Record,
         ..recording()
     };
     let output = model.forward_packed(&alone(&tokens()), &options);
     let found = model.logits(&output.hidden);
     assert_close(&found, &matrix(&golden["logits"]), TOLERANCE, "logits");
-    let selected = output.selected.unwrap();
+    let selected = output.selected_keys().unwrap();
     for (layer, selected) in selected.iter().enumerate() {
         let expected = &golden["selected"][format!("layer{layer}")];
         assert_eq!(selected, &read::<Vec<Vec<i64>>>(expected), "layer {layer}");
@@ -183,7 +183,7 @@ fn hidden_states_and_index_scores_of_every_layer_equal_those_of_transformers() {
         let found = found.masked_fill(&found.isinf(), -1e30);
         assert_close(&found, &expected, TOLERANCE, &name);
         x = layer
-            .packed(&x, &pack, request(Attention::Sparse), None, None)
+            .packed(&x, &pack, &request(Attention::Sparse), None, None)
             .x;
         let last: Vec<f32> = read(&golden["hidden_last_token"][&name]);
         // Hidden states reach 9 here; logits, after the final norm, don't.
@@ -232,7 +232,7 @@ fn request(attention: Attention) -> AttentionRequest {
     AttentionRequest {
         attention,
         indexer_loss: true,
-        record_selected: false,
+        selection: Selection::Free,
     }
 }
 
@@ -256,7 +256,7 @@ fn indexer_losses_of_every_layer_and_row_equal_the_golden_ones() {
         let mut x = model.embed(&input.tokens);
         for (index, layer) in model.layers.iter().enumerate() {
             let loss = |attention| {
-                let output = layer.packed(&x, &pack, request(attention), None, None);
+                let output = layer.packed(&x, &pack, &request(attention), None, None);
                 (output.indexer_loss.unwrap().double_value(&[]), output.x)
             };
             let (dense, _) = loss(Attention::Dense);
@@ -312,8 +312,9 @@ fn selecting_more_keys_than_there_are_is_dense_attention() {
         attention: Attention::Dense,
         ..ForwardOptions::inference()
     };
+    // The loss needs the selection even where it must select all.
     let selecting = ForwardOptions {
-        record_selected: true,
+        indexer_loss: true,
         ..ForwardOptions::inference()
     };
     for (model, options) in [
@@ -343,12 +344,12 @@ fn interleaved_rope_in_the_indexer_selects_other_keys() {
         ..config()
     };
     let options = ForwardOptions {
-        record_selected: true,
+        selection: Selection::Record,
         ..ForwardOptions::inference()
     };
     let model = model_of(&interleaved);
     let output = model.forward_packed(&alone(&tokens()), &options);
-    for (layer, found) in output.selected.unwrap().iter().enumerate() {
+    for (layer, found) in output.selected_keys().unwrap().iter().enumerate() {
         let expected: Vec<Vec<i64>> = read(&golden["selected"][format!("layer{layer}")]);
         assert_ne!(found, &expected, "layer {layer}");
         if layer == 0 {

@@ -145,13 +145,13 @@ fn logprobs_in_chunks_equal_those_at_once() {
 
 fn selected(golden: &Golden) -> Vec<Vec<Vec<i64>>> {
     let options = ForwardOptions {
-        record_selected: true,
+        selection: Selection::Record,
         ..ForwardOptions::inference()
     };
     let output = golden
         .model
         .forward_packed(&alone(&golden.tokens), &options);
-    output.selected.unwrap()
+    output.selected_keys().unwrap()
 }
 
 #[test]

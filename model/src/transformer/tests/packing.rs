@@ -138,7 +138,7 @@ fn documents_of_a_pack_equal_each_alone() {
     for config in variants() {
         let model = loud_model(&config, Kind::Float);
         let options = ForwardOptions {
-            record_selected: true,
+            selection: Selection::Record,
             ..recording()
         };
         let whole = model.forward_packed(&pack, &options);
@@ -150,8 +150,8 @@ fn documents_of_a_pack_equal_each_alone() {
             assert_close(&found, &expected, TOLERANCE, "logits of a document");
             let routing = whole.routing.as_ref().map(|ids| ids.narrow(0, start, rows));
             assert_eq!(routing, output.routing);
-            if let (Some(whole), Some(alone)) = (&whole.selected, output.selected) {
-                for (whole, alone) in whole.iter().zip(alone).filter(|(_, a)| !a.is_empty()) {
+            if let (Some(whole), Some(alone)) = (whole.selected_keys(), output.selected_keys()) {
+                for (whole, alone) in whole.iter().zip(alone) {
                     assert_eq!(whole[start as usize..][..rows as usize], alone);
                 }
             }

@@ -109,20 +109,34 @@ fn gradients_reach_the_gate_under_replay() {
     }
 }
 
-/// The gate's gradient under replay is the derivative of the loss with the experts held fixed.
+/// The gate's gradient under replay is the derivative of the loss with the experts held fixed: with
+/// softmax and sigmoid scores, normalised and not, and with the gate of DeepSeek-V3.
 #[test]
 fn gate_gradient_under_replay_equals_the_finite_difference() {
     let tokens = sequence(1, 12);
-    let model = loud_model(&with_experts(dense_config()), Kind::Float);
-    let ids = model.forward_packed(&alone(&tokens), &recording()).routing;
-    let options = replaying(&other_experts(&ids.unwrap()));
-    let loss = || {
-        let output = model.forward_packed(&alone(&tokens), &options);
-        language_loss(&model, &output.hidden, &tokens, 1)
+    let unnormalised = |mut config: ModelConfig| {
+        config.moe.as_mut().unwrap().norm_topk_prob = false;
+        config
     };
-    loss().backward();
-    let parameters = model.parameters();
-    let gate = parameters.iter().find(|p| p.name.ends_with("gate.weight"));
-    let gate = &gate.unwrap().master;
-    assert_slopes(gate, &gate.grad(), 0.01, || loss().double_value(&[]));
+    let [softmax, sigmoid, _] = expert_variants();
+    for config in [
+        unnormalised(softmax.clone()),
+        unnormalised(sigmoid.clone()),
+        softmax,
+        sigmoid,
+        latent_config(),
+    ] {
+        let model = loud_model(&config, Kind::Float);
+        let ids = model.forward_packed(&alone(&tokens), &recording()).routing;
+        let options = replaying(&other_experts(&ids.unwrap()));
+        let loss = || {
+            let output = model.forward_packed(&alone(&tokens), &options);
+            language_loss(&model, &output.hidden, &tokens, 1)
+        };
+        loss().backward();
+        let parameters = model.parameters();
+        let gate = parameters.iter().find(|p| p.name.ends_with("gate.weight"));
+        let gate = &gate.unwrap().master;
+        assert_slopes(gate, &gate.grad(), 0.01, || loss().double_value(&[]));
+    }
 }

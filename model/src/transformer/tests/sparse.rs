@@ -4,7 +4,7 @@ use super::*;
 
 fn selecting() -> ForwardOptions {
     ForwardOptions {
-        record_selected: true,
+        selection: Selection::Record,
         ..ForwardOptions::inference()
     }
 }
@@ -26,13 +26,19 @@ fn selecting_every_key_is_dense_attention() {
     for (input, topk) in [(two_branches(), 22), (alone(&sequence(1, 300)), 300)] {
         for config in sparse_configs(topk) {
             let model = loud_model(&config, Kind::Float);
-            // Recording goes through the selection even where it must select all.
-            let sparse = model.forward_packed(&input, &selecting());
+            // The loss goes through the selection even where it must select all.
+            let losing = ForwardOptions {
+                indexer_loss: true,
+                ..selecting()
+            };
+            let sparse = model.forward_packed(&input, &losing);
             let dense = model.forward_packed(&input, &dense());
             assert_close(&sparse.hidden, &dense.hidden, 1e-5, "hidden states");
-            let unrecorded = model.forward_packed(&input, &ForwardOptions::inference());
-            assert_eq!(unrecorded.hidden, dense.hidden, "the dense kernel ran");
-            for layer in sparse.selected.unwrap() {
+            assert!(dense.selected.is_none());
+            let recorded = model.forward_packed(&input, &selecting());
+            assert_eq!(recorded.hidden, dense.hidden, "the dense kernel ran");
+            assert_eq!(recorded.selected, sparse.selected);
+            for layer in recorded.selected_keys().unwrap() {
                 for (keys, position) in layer.iter().zip(input.documents[0].positions()) {
                     assert_eq!(keys.len() as i64, position + 1);
                 }
@@ -61,9 +67,8 @@ fn selected_keys_are_visible_distinct_ascending_and_at_most_topk() {
     let model = loud_model(&with_indexer(dense_config(), TOPK), Kind::Float);
     let input = two_branches();
     let output = model.forward_packed(&input, &selecting());
-    let document = &input.documents[0];
-    let (positions, starts) = (document.positions(), document.branch_starts());
-    let layers = output.selected.unwrap();
+    let positions = input.documents[0].positions();
+    let layers = output.selected_keys().unwrap();
     assert_eq!(layers.len(), 2);
     assert_ne!(layers[0], layers[1], "each layer has its own indexer");
     let mut share = 0.0;
@@ -73,8 +78,8 @@ fn selected_keys_are_visible_distinct_ascending_and_at_most_topk() {
             let num_visible = positions[t] + 1;
             assert_eq!(keys.len() as i64, num_visible.min(TOPK as i64));
             assert!(keys.windows(2).all(|pair| pair[0] < pair[1]), "{keys:?}");
-            let visible = |&s: &i64| s >= 0 && s <= t as i64 && (s < 10 || s >= starts[t]);
-            assert!(keys.iter().all(visible), "query {t}: {keys:?}");
+            let is_seen = |&key: &i64| key >= 0 && key < num_visible;
+            assert!(keys.iter().all(is_seen), "query {t}: {keys:?}");
             share += keys.len() as f64 / num_visible as f64;
         }
     }
@@ -97,7 +102,10 @@ fn selection_follows_the_indexer() {
     let after = select();
     let hidden_change = max_difference(&before.hidden, &after.hidden);
     assert!(hidden_change > 1e-2, "{hidden_change}");
-    let (before, after) = (before.selected.unwrap(), after.selected.unwrap());
+    let (before, after) = (
+        before.selected_keys().unwrap(),
+        after.selected_keys().unwrap(),
+    );
     // Where scores change their sign, the highest become the lowest.
     for t in 10..40 {
         assert_ne!(before[0][t], after[0][t], "query {t}");

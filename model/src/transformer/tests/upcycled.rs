@@ -91,7 +91,7 @@ fn an_upcycled_sparse_model_survives_saving_and_loading() {
     source.check(&config).unwrap();
     let loaded = Transformer::load(&config, &mut source, Kind::Float, Device::Cpu).unwrap();
     let options = ForwardOptions {
-        record_selected: true,
+        selection: Selection::Record,
         ..recording()
     };
     let run = |model: &Transformer| {

@@ -1,0 +1,94 @@
+//! From a key to its task: families make theirs, datasets read theirs.
+//!
+//! The samples of a prompt are graded one by one, so the tasks asked for last are kept.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::dataset::{Dataset, DatasetConfig, DatasetError};
+use crate::family::Family;
+use crate::task::{Task, TaskKey};
+
+/// Tasks kept.
+const MAX_RECENT: usize = 64;
+/// Bytes of text of the tasks kept.
+const MAX_RECENT_BYTES: usize = 16 << 20;
+
+/// Every task that a run may meet. Threads may share it.
+#[derive(Debug, Default)]
+pub struct Tasks {
+    datasets: BTreeMap<String, Dataset>,
+    /// Newest last.
+    recent: Mutex<VecDeque<Arc<Task>>>,
+}
+
+impl Tasks {
+    /// The tasks of all families and of these datasets, whose names must differ. A prompt of more than
+    /// `max_prompt_bytes` is a bad row.
+    ///
+    /// # Errors
+    /// The first dataset that can't be opened.
+    pub fn open<'a>(
+        datasets: impl IntoIterator<Item = &'a DatasetConfig>,
+        max_prompt_bytes: usize,
+    ) -> Result<Tasks, DatasetError> {
+        let opened = datasets.into_iter().map(|config| {
+            let dataset = Dataset::open(config, max_prompt_bytes)?;
+            Ok((dataset.name().to_string(), dataset))
+        });
+        Ok(Tasks {
+            datasets: opened.collect::<Result<_, DatasetError>>()?,
+            recent: Mutex::default(),
+        })
+    }
+
+    /// The datasets, by name.
+    pub fn datasets(&self) -> impl Iterator<Item = &Dataset> {
+        self.datasets.values()
+    }
+
+    /// The dataset of that name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn dataset(&self, name: &str) -> Result<&Dataset, DatasetError> {
+        self.datasets
+            .get(name)
+            .ok_or_else(|| DatasetError::Unknown {
+                name: format!("dataset {name}"),
+            })
+    }
+
+    /// The task that `key` names.
+    ///
+    /// # Errors
+    /// A dataset that is not there, or a row that can't be read.
+    ///
+    /// # Panics
+    /// When a family has no such level.
+    pub fn task(&self, key: &TaskKey) -> Result<Arc<Task>, DatasetError> {
+        let is_asked_for = |task: &&Arc<Task>| task.key == *key;
+        if let Some(task) = self.recent().iter().rev().find(is_asked_for) {
+            return Ok(task.clone());
+        }
+        let task = Arc::new(match key {
+            TaskKey::Family(key) => Family::task(key),
+            TaskKey::Row(key) => self.dataset(&key.dataset)?.task(key)?,
+        });
+        let mut recent = self.recent();
+        recent.push_back(task.clone());
+        let mut num_bytes: usize = recent.iter().map(|task| num_bytes_of(task)).sum();
+        while recent.len() > MAX_RECENT || num_bytes > MAX_RECENT_BYTES {
+            num_bytes -= recent.pop_front().map_or(0, |task| num_bytes_of(&task));
+        }
+        Ok(task)
+    }
+
+    fn recent(&self) -> MutexGuard<'_, VecDeque<Arc<Task>>> {
+        self.recent.lock().expect("nothing panics under this lock")
+    }
+}
+
+fn num_bytes_of(task: &Task) -> usize {
+    task.question.len() + task.solution.len() + task.gold.len()
+}
