@@ -22,4 +22,28 @@ pub enum KernelError {
         /// What does not fit.
         message: String,
     },
+    /// CUDA beside libtorch can't be used here at all.
+    #[error("CUDA graphs and kernels are not available: {reason}")]
+    NoCuda {
+        /// What is missing, and what to do.
+        reason: String,
+    },
+    /// The CUDA driver or cuBLAS refused.
+    #[error("{operation}: {message}")]
+    Cuda {
+        /// The function of CUDA that failed.
+        operation: &'static str,
+        /// Its reason.
+        message: String,
+    },
+    /// A CUDA source did not compile.
+    #[error("{source_name} does not compile for {arch}:\n{log}")]
+    Compile {
+        /// File in `kernels/cuda/`.
+        source_name: &'static str,
+        /// Target.
+        arch: String,
+        /// What the compiler said.
+        log: String,
+    },
 }

@@ -13,6 +13,8 @@
 //! The C++ half lies in `csrc/` behind a C interface; `ffi.rs` is its only caller.
 
 pub mod autograd;
+pub mod cuda;
+pub mod decode;
 pub mod dsa;
 pub mod error;
 mod ffi;

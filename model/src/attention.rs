@@ -6,11 +6,13 @@
 //! are the same and the dense kernel runs. Shapes: T tokens of a pack, L of a document, B cached
 //! sequences; dv the width of what heads attend to.
 
+use kernels::KernelError;
 use kernels::dsa::Values;
 use kernels::tch::{self, Kind, Tensor};
 
 use crate::config::ModelConfig;
 use crate::context::{DecodeContext, DocumentContext, PackContext};
+use crate::decode_graph::StepRecorder;
 use crate::gqa::GroupedQueryAttention;
 use crate::indexer::{Indexer, IndexerStates};
 use crate::indexer_loss::{self, TiledLoss};
@@ -235,6 +237,26 @@ impl AttentionLayer {
         match &self.family {
             Family::Gqa(main) => self.cached_by(main, h, step, cache, attention),
             Family::Mla(main) => self.cached_by(main, h, step, cache, attention),
+        }
+    }
+
+    /// Whether [`AttentionLayer::record`] can be used.
+    pub(crate) fn can_be_recorded(&self) -> bool {
+        match &self.family {
+            Family::Gqa(main) => self.indexer.is_none() && main.can_be_recorded(),
+            Family::Mla(_) => false,
+        }
+    }
+
+    /// Puts a decode step on the recorder's queue: `h` to `y`.
+    pub(crate) fn record(
+        &self,
+        step: &StepRecorder,
+        cache: &LayerCache,
+    ) -> Result<(), KernelError> {
+        match &self.family {
+            Family::Gqa(main) => main.record(step, cache),
+            Family::Mla(_) => panic!("latent attention is not recorded"),
         }
     }
 

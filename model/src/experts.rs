@@ -81,6 +81,13 @@ impl Experts {
         self.experts.len() as i64
     }
 
+    /// What inference multiplies by: gate above up projection `[E, 2 width, hidden]`, and down
+    /// `[E, hidden, width]`, where grouped products are used.
+    pub(crate) fn stacks(&self) -> Option<[&Tensor; 2]> {
+        let compute = &self.stacked.as_ref()?.compute;
+        Some([&compute.gate_up, &compute.down])
+    }
+
     /// `sorted` `[N, hidden]`: the rows of expert 0, then those of expert 1, ...; `counts` `[E]` i64 says
     /// how many each has.
     pub(crate) fn forward(&self, sorted: &Tensor, counts: &Tensor) -> Tensor {

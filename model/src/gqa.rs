@@ -5,14 +5,17 @@
 //! Qwen2 adds biases to the three projections, Qwen3 a norm to every query and key head before RoPE.
 //! The softmax over a pack is in [`crate::attention`].
 
+use kernels::decode::attention::Cache;
 use kernels::tch::Tensor;
+use kernels::{KernelError, decode};
 
 use crate::attention::{HeadValues, Heads, MainAttention};
 use crate::config::ModelConfig;
 use crate::context::{DecodeContext, DocumentContext};
+use crate::decode_graph::StepRecorder;
 use crate::kv_cache::{KeyValueCache, LayerCache};
 use crate::norm::RmsNorm;
-use crate::parameter::{Parameter, ParameterLoader, Projection};
+use crate::parameter::{Parameter, ParameterLoader, Projection, Stack};
 use crate::rope::Rotation;
 use crate::weights::WeightError;
 
@@ -27,6 +30,8 @@ pub struct GroupedQueryAttention {
     k_proj: Projection,
     v_proj: Projection,
     o_proj: Projection,
+    /// The first three in one, for a GPU's decode steps.
+    qkv: Option<Stack>,
     norms: Option<HeadNorms>,
 }
 
@@ -56,13 +61,14 @@ impl GroupedQueryAttention {
             config.num_attention_heads * config.head_dim,
             config.num_key_value_heads * config.head_dim,
         );
-        let mut load = |name: &str, shape: [usize; 2], has_bias: bool| {
-            Projection::load(loader, &format!("{prefix}.{name}"), shape, has_bias)
-        };
-        let q_proj = load("q_proj", [q_dim, hidden], config.qkv_bias)?;
-        let k_proj = load("k_proj", [kv_dim, hidden], config.qkv_bias)?;
-        let v_proj = load("v_proj", [kv_dim, hidden], config.qkv_bias)?;
-        let o_proj = load("o_proj", [hidden, q_dim], false)?;
+        let ([q_proj, k_proj, v_proj], qkv) = Projection::load_stacked(
+            loader,
+            ["q_proj", "k_proj", "v_proj"].map(|name| format!("{prefix}.{name}")),
+            [q_dim, kv_dim, kv_dim],
+            hidden,
+            config.qkv_bias,
+        )?;
+        let o_proj = Projection::load(loader, &format!("{prefix}.o_proj"), [hidden, q_dim], false)?;
         let mut norm = |name: &str| {
             let name = format!("{prefix}.{name}.weight");
             RmsNorm::load(loader, &name, config.head_dim, config.rms_norm_eps)
@@ -83,8 +89,39 @@ impl GroupedQueryAttention {
             k_proj,
             v_proj,
             o_proj,
+            qkv,
             norms,
         })
+    }
+
+    /// Whether [`GroupedQueryAttention::record`] can be used.
+    pub(crate) fn can_be_recorded(&self) -> bool {
+        self.qkv.is_some() && self.norms.is_none()
+    }
+
+    /// Puts a decode step on the recorder's queue: `h` to `y`.
+    pub(crate) fn record(
+        &self,
+        step: &StepRecorder,
+        cache: &LayerCache,
+    ) -> Result<(), KernelError> {
+        let qkv = self.qkv.as_ref().expect("a stack in bf16");
+        let (k, v) = heads_of(cache);
+        let (queue, heads, cache) = (step.queue, step.heads, Cache { k, v });
+        queue.product(&step.h, &qkv.weight, &step.qkv)?;
+        let bias = qkv.bias.as_ref();
+        decode::attention::rope_and_cache(
+            queue,
+            heads,
+            &step.qkv,
+            bias,
+            step.rope,
+            &step.positions,
+            cache,
+        )?;
+        let (scale, out) = (self.softmax_scale, &step.attended);
+        decode::attention::attend(queue, heads, &step.qkv, &step.positions, cache, scale, out)?;
+        queue.product(out, &self.o_proj.weight(), &step.y)
     }
 }
 

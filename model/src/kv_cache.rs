@@ -38,7 +38,49 @@ pub struct KvCache {
     pub layers: Vec<LayerCache>,
     /// Tokens held by each slot.
     pub lengths: Vec<i64>,
+    /// What the layers' entries are parts of.
+    storage: Storage,
     capacity: i64,
+}
+
+/// All layers beside each other, so that a slot is copied in one go: L layers.
+#[derive(Debug)]
+struct Storage {
+    /// `[L, 2, slots, num_key_value_heads, capacity, head_dim]`, keys then values, or latents
+    /// `[L, slots, capacity, width]`.
+    main: Tensor,
+    /// `[L, slots, capacity, index_head_dim]`.
+    index_k: Option<Tensor>,
+}
+
+impl Storage {
+    fn layers(&self) -> Vec<LayerCache> {
+        let layers = 0..self.main.size()[0];
+        let main = |layer| match self.main.dim() {
+            6 => KeyValueCache::Heads {
+                k: self.main.get(layer).get(0),
+                v: self.main.get(layer).get(1),
+            },
+            _ => KeyValueCache::Latent(self.main.get(layer)),
+        };
+        layers
+            .map(|layer| LayerCache {
+                main: main(layer),
+                index_k: self.index_k.as_ref().map(|index_k| index_k.get(layer)),
+            })
+            .collect()
+    }
+
+    /// The first `len` tokens of a slot in each part.
+    fn slot(&self, slot: usize, len: i64) -> impl Iterator<Item = Tensor> + '_ {
+        let of_slot = move |part: &Tensor| {
+            let slots = if part.dim() == 6 { 2 } else { 1 };
+            part.select(slots, slot as i64).narrow(-2, 0, len)
+        };
+        std::iter::once(&self.main)
+            .chain(&self.index_k)
+            .map(of_slot)
+    }
 }
 
 impl KvCache {
@@ -51,29 +93,30 @@ impl KvCache {
         device: Device,
     ) -> KvCache {
         let (slots, capacity) = (num_slots as i64, capacity as i64);
-        let zeros = |shape: &[i64]| Tensor::zeros(shape, (kind, device));
-        let index_kind = index_kind(config, kind);
-        let (kv_heads, head_dim) = (config.num_key_value_heads as i64, config.head_dim as i64);
-        let main = || match &config.mla {
-            None => KeyValueCache::Heads {
-                k: zeros(&[slots, kv_heads, capacity, head_dim]),
-                v: zeros(&[slots, kv_heads, capacity, head_dim]),
-            },
-            Some(mla) => KeyValueCache::Latent(zeros(&[slots, capacity, mla.latent_dim() as i64])),
+        let layers = config.num_hidden_layers as i64;
+        let main: &[i64] = match &config.mla {
+            None => &[
+                layers,
+                2,
+                slots,
+                config.num_key_value_heads as i64,
+                capacity,
+                config.head_dim as i64,
+            ],
+            Some(mla) => &[layers, slots, capacity, mla.latent_dim() as i64],
         };
-        let layers = (0..config.num_hidden_layers)
-            .map(|_| LayerCache {
-                main: main(),
-                index_k: config
-                    .dsa
-                    .as_ref()
-                    .map(|dsa| [slots, capacity, dsa.index_head_dim as i64])
-                    .map(|shape| Tensor::zeros(shape, (index_kind, device))),
-            })
-            .collect();
+        let index_k = config.dsa.as_ref().map(|dsa| {
+            let shape = [layers, slots, capacity, dsa.index_head_dim as i64];
+            Tensor::zeros(shape, (index_kind(config, kind), device))
+        });
+        let storage = Storage {
+            main: Tensor::zeros(main, (kind, device)),
+            index_k,
+        };
         KvCache {
-            layers,
+            layers: storage.layers(),
             lengths: vec![0; num_slots],
+            storage,
             capacity,
         }
     }
@@ -95,6 +138,11 @@ impl KvCache {
         self.lengths.len()
     }
 
+    /// Where the keys begin; another one after the cache has grown.
+    pub(crate) fn address(&self) -> usize {
+        self.storage.main.data_ptr() as usize
+    }
+
     /// Tokens a slot can hold.
     pub fn capacity(&self) -> usize {
         self.capacity as usize
@@ -107,17 +155,12 @@ impl KvCache {
             return;
         }
         // Pads the second last dimension, the tokens, at its end.
-        let grow = |cache: &mut Tensor| *cache = cache.constant_pad_nd([0, 0, 0, missing]);
-        for layer in &mut self.layers {
-            match &mut layer.main {
-                KeyValueCache::Heads { k, v } => {
-                    grow(k);
-                    grow(v);
-                }
-                KeyValueCache::Latent(latents) => grow(latents),
-            }
-            layer.index_k.iter_mut().for_each(grow);
-        }
+        let grow = |part: &Tensor| part.constant_pad_nd([0, 0, 0, missing]);
+        self.storage = Storage {
+            main: grow(&self.storage.main),
+            index_k: self.storage.index_k.as_ref().map(grow),
+        };
+        self.layers = self.storage.layers();
         self.capacity += missing;
     }
 
@@ -127,24 +170,8 @@ impl KvCache {
             return;
         }
         let len = self.lengths[from];
-        let copy = |cache: &Tensor, dim: i64| {
-            let source = cache.select(0, from as i64).narrow(dim, 0, len);
-            cache
-                .select(0, to as i64)
-                .narrow(dim, 0, len)
-                .copy_(&source);
-        };
-        for layer in &self.layers {
-            match &layer.main {
-                KeyValueCache::Heads { k, v } => {
-                    copy(k, 1);
-                    copy(v, 1);
-                }
-                KeyValueCache::Latent(latents) => copy(latents, 0),
-            }
-            if let Some(index_k) = &layer.index_k {
-                copy(index_k, 0);
-            }
+        for (mut place, source) in self.storage.slot(to, len).zip(self.storage.slot(from, len)) {
+            place.copy_(&source);
         }
         self.lengths[to] = len;
     }

@@ -1,10 +1,12 @@
 //! One decoder layer: x + attention(norm(x)), then x + feed-forward(norm(x)).
 
+use kernels::KernelError;
 use kernels::tch::Tensor;
 
 use crate::attention::{AttentionLayer, AttentionRequest, CacheWrite};
 use crate::config::ModelConfig;
 use crate::context::{DecodeContext, PackContext};
+use crate::decode_graph::StepRecorder;
 use crate::kv_cache::LayerCache;
 use crate::mlp::Mlp;
 use crate::moe::{MLP_NAMES, Moe};
@@ -126,6 +128,33 @@ impl Layer {
                 let (y, routed) = moe.forward(&h, recorded);
                 (y, Some(routed))
             }
+        }
+    }
+
+    /// Whether [`Layer::record`] can be used.
+    pub(crate) fn can_be_recorded(&self) -> bool {
+        self.attention.can_be_recorded()
+            && match &self.feed_forward {
+                FeedForward::Dense(_) => true,
+                FeedForward::Moe(moe) => moe.can_be_recorded(),
+            }
+    }
+
+    /// Puts a decode step on the recorder's queue. The feed-forward's output stays in `y`, for the next norm to
+    /// add; so does that of the layer before, unless this is the first.
+    pub(crate) fn record(
+        &self,
+        step: &StepRecorder,
+        cache: &LayerCache,
+        is_first: bool,
+    ) -> Result<(), KernelError> {
+        self.input_norm
+            .record(step, (!is_first).then_some(&step.y))?;
+        self.attention.record(step, cache)?;
+        self.post_attention_norm.record(step, Some(&step.y))?;
+        match &self.feed_forward {
+            FeedForward::Dense(mlp) => mlp.record(step),
+            FeedForward::Moe(moe) => moe.record(step),
         }
     }
 

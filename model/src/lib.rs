@@ -9,6 +9,7 @@ pub mod chat;
 pub mod checkpoint;
 pub mod config;
 mod context;
+pub mod decode_graph;
 mod experts;
 pub mod gguf;
 pub mod gqa;
@@ -36,6 +37,7 @@ pub use config::{
     DsaConfig, IndexerQuantization, MlaConfig, ModelConfig, ModelType, MoeConfig, ScaleFormat,
     ScoringFunc, YarnConfig,
 };
+pub use decode_graph::{DecodedStep, GraphDecoder, GraphSampling, LentDecoder};
 pub use input::{Document, PackedInput};
 pub use kv_cache::KvCache;
 pub use logprobs::KeptTokens;

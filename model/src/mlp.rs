@@ -1,7 +1,9 @@
 //! SwiGLU feed-forward: down( silu(gate x) * up x ).
 
 use kernels::tch::Tensor;
+use kernels::{KernelError, decode};
 
+use crate::decode_graph::StepRecorder;
 use crate::parameter::{Parameter, ParameterGroup, ParameterLoader, Place};
 use crate::weights::WeightError;
 
@@ -11,6 +13,8 @@ pub struct Mlp {
     gate: Parameter,
     up: Parameter,
     down: Parameter,
+    /// Gate above up projection, for a GPU's decode steps.
+    gate_up: Option<Tensor>,
 }
 
 impl Mlp {
@@ -22,17 +26,18 @@ impl Mlp {
         hidden_size: usize,
         intermediate_size: usize,
     ) -> Result<Mlp, WeightError> {
-        let mut load = |name: &str, shape: [usize; 2]| {
-            loader.load(
-                &format!("{prefix}.{name}.weight"),
-                ParameterGroup::Main,
-                &shape,
-            )
-        };
+        let name = |name| format!("{prefix}.{name}.weight");
+        let ([gate, up], gate_up) = loader.load_stacked(
+            [name(names[0]), name(names[1])],
+            [intermediate_size; 2],
+            &[hidden_size],
+        )?;
+        let down = [hidden_size, intermediate_size];
         Ok(Mlp {
-            gate: load(names[0], [intermediate_size, hidden_size])?,
-            up: load(names[1], [intermediate_size, hidden_size])?,
-            down: load(names[2], [hidden_size, intermediate_size])?,
+            gate,
+            up,
+            down: loader.load(&name(names[2]), ParameterGroup::Main, &down)?,
+            gate_up,
         })
     }
 
@@ -49,6 +54,7 @@ impl Mlp {
             gate: load(names[0], gate)?,
             up: load(names[1], up)?,
             down: load(names[2], down)?,
+            gate_up: None,
         })
     }
 
@@ -56,6 +62,17 @@ impl Mlp {
     pub fn forward(&self, x: &Tensor) -> Tensor {
         self.down
             .project(&(self.gate.project(x).silu() * self.up.project(x)))
+    }
+
+    /// Puts a decode step on the recorder's queue: `h` to `y`.
+    pub(crate) fn record(&self, step: &StepRecorder) -> Result<(), KernelError> {
+        let width = self.down.weight().size()[1];
+        let gate_up = self.gate_up.as_ref().expect("a stack in bf16");
+        let (both, inner) = step.feed_forward(1, width);
+        let (both, inner) = (both.get(0), inner.get(0));
+        step.queue.product(&step.h, gate_up, &both)?;
+        decode::rows::swiglu(step.queue, &both, &inner)?;
+        step.queue.product(&inner, &self.down.weight(), &step.y)
     }
 
     pub(crate) fn parameters(&self) -> [&Parameter; 3] {

@@ -4,8 +4,10 @@
 //! results return to their tokens weighted by their gates. Routing itself is in [`crate::router`].
 
 use kernels::tch::{Kind, Tensor};
+use kernels::{KernelError, decode};
 
 use crate::config::{ModelConfig, ModelType, MoeConfig};
+use crate::decode_graph::StepRecorder;
 use crate::experts::Experts;
 use crate::mlp::Mlp;
 use crate::parameter::{Parameter, ParameterLoader};
@@ -14,6 +16,8 @@ use crate::weights::WeightError;
 
 /// Names of a SwiGLU's gate, up and down projections.
 pub(crate) const MLP_NAMES: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
+/// Experts up to which each sees every token of a recorded decode step.
+const MOST_RECORDED_EXPERTS: i64 = 8;
 const MIXTRAL_NAMES: [&str; 3] = ["w1", "w3", "w2"];
 
 /// The experts of one layer and their router.
@@ -77,6 +81,31 @@ impl Moe {
             None => y,
         };
         (y, routed)
+    }
+
+    /// Whether [`Moe::record`] can be used.
+    pub(crate) fn can_be_recorded(&self) -> bool {
+        self.shared.is_none()
+            && self.experts.stacks().is_some()
+            && self.experts.len() <= MOST_RECORDED_EXPERTS
+            && self.router.gating().is_some()
+    }
+
+    /// Puts a decode step on the recorder's queue: `h` to `y`. Every expert sees every token: with few experts
+    /// all of them are read in any case, and reading is what such a step is bound by.
+    pub(crate) fn record(&self, step: &StepRecorder) -> Result<(), KernelError> {
+        let [gate_up, down] = self.experts.stacks().expect("asked before");
+        let gating = self.router.gating().expect("asked before");
+        let (queue, experts) = (step.queue, self.experts.len());
+        let (gates, ids) = step.routing(experts);
+        let (gate, bias) = self.router.weights();
+        decode::experts::route(queue, gating, &step.h, &gate, bias.as_ref(), &gates, &ids)?;
+        let (both, inner) = step.feed_forward(experts, down.size()[2]);
+        let outputs = step.expert_outputs(experts);
+        queue.products(&step.h.unsqueeze(0), gate_up, &both)?;
+        decode::rows::swiglu(queue, &both, &inner)?;
+        queue.products(&inner, down, &outputs)?;
+        decode::experts::combine(queue, &outputs, &gates, &step.y)
     }
 
     pub(crate) fn parameters(&self) -> Vec<&Parameter> {

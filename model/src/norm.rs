@@ -1,7 +1,9 @@
 //! RMSNorm: y = weight * x * rsqrt(mean(x^2) + eps) along the last dim, statistics in f32.
 
 use kernels::tch::{Kind, Tensor};
+use kernels::{KernelError, decode};
 
+use crate::decode_graph::StepRecorder;
 use crate::parameter::{Parameter, ParameterGroup, ParameterLoader};
 use crate::weights::WeightError;
 
@@ -30,6 +32,16 @@ impl RmsNorm {
         let mean_square = (&wide * &wide).mean_dim(-1, true, Kind::Float);
         // Rounded before the weight multiplies, as Hugging Face does.
         (wide * (mean_square + self.eps).rsqrt()).to_kind(x.kind()) * self.weight.weight()
+    }
+
+    /// Puts x += y, where there is y, and h = norm(x) on the recorder's queue.
+    pub(crate) fn record(
+        &self,
+        step: &StepRecorder,
+        y: Option<&Tensor>,
+    ) -> Result<(), KernelError> {
+        let weight = self.weight.weight();
+        decode::rows::add_rms_norm(step.queue, &step.x, y, &weight, self.eps, &step.h)
     }
 
     pub(crate) fn parameter(&self) -> &Parameter {

@@ -107,15 +107,54 @@ impl Projection {
         })
     }
 
+    /// The same for projections of one input, with what inference computes all of them by in types other than
+    /// f32.
+    pub(crate) fn load_stacked<const N: usize>(
+        loader: &mut ParameterLoader,
+        names: [String; N],
+        rows: [usize; N],
+        inner: usize,
+        has_bias: bool,
+    ) -> Result<([Projection; N], Option<Stack>), WeightError> {
+        let parts = |part: &str| names.each_ref().map(|name| format!("{name}.{part}"));
+        let (weights, weight) = loader.load_stacked(parts("weight"), rows, &[inner])?;
+        let (biases, bias) = match has_bias {
+            true => {
+                let (biases, bias) = loader.load_stacked(parts("bias"), rows, &[])?;
+                (biases.map(Some), bias)
+            }
+            false => ([const { None }; N], None),
+        };
+        let mut biases = biases.into_iter();
+        let projections = weights.map(|weight| Projection {
+            weight,
+            bias: biases.next().flatten(),
+        });
+        Ok((projections, weight.map(|weight| Stack { weight, bias })))
+    }
+
     /// `x W^T + b` in the compute type.
     pub(crate) fn project(&self, x: &Tensor) -> Tensor {
         let bias = self.bias.as_ref().map(Parameter::weight);
         x.linear(&self.weight.weight(), bias.as_ref())
     }
 
+    /// The weight for a forward pass.
+    pub(crate) fn weight(&self) -> Tensor {
+        self.weight.weight()
+    }
+
     pub(crate) fn parameters(&self) -> impl Iterator<Item = &Parameter> {
         std::iter::once(&self.weight).chain(&self.bias)
     }
+}
+
+/// What inference multiplies by where several projections read the same input: their weights beneath each
+/// other, `[sum of outs, in]`, of which the parameters are parts, and their biases likewise.
+#[derive(Debug)]
+pub(crate) struct Stack {
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Option<Tensor>,
 }
 
 /// Where a parameter lies that is part of a larger tensor.
@@ -162,6 +201,33 @@ impl<'a> ParameterLoader<'a> {
         let shape: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
         let master = self.source.tensor(name, &shape)?.to_device(self.device);
         Ok(Parameter::new(name, group, master, self.kind))
+    }
+
+    /// Parameters of the main group whose compute copies lie beneath each other in one tensor; `None` in place of
+    /// that in f32, where masters are computed with.
+    pub(crate) fn load_stacked<const N: usize>(
+        &mut self,
+        names: [String; N],
+        rows: [usize; N],
+        columns: &[usize],
+    ) -> Result<([Parameter; N], Option<Tensor>), WeightError> {
+        let sizes = |rows: usize| [&[rows], columns].concat();
+        let mut parameters = Vec::with_capacity(N);
+        for (name, rows) in names.iter().zip(rows) {
+            parameters.push(self.load(name, ParameterGroup::Main, &sizes(rows))?);
+        }
+        let mut parameters: [Parameter; N] = parameters.try_into().expect("one a name");
+        if self.kind == Kind::Float {
+            return Ok((parameters, None));
+        }
+        let copies = parameters.each_ref().map(|parameter| &parameter.compute);
+        let stack = Tensor::cat(&copies, 0);
+        let mut first = 0;
+        for (parameter, rows) in parameters.iter_mut().zip(rows) {
+            parameter.compute = stack.narrow(0, first, rows as i64);
+            first += rows as i64;
+        }
+        Ok((parameters, Some(stack)))
     }
 
     /// The parameter `name` of the main group, read to `place`.

@@ -8,6 +8,7 @@
 //! recorded experts are S and the gates come from the live scores of those experts (report 3.1,
 //! Keep Routing), so the gradient still reaches the router.
 
+use kernels::decode::experts::Gating;
 use kernels::tch::{self, Kind, Tensor};
 
 use crate::config::{MoeConfig, ScoringFunc};
@@ -100,6 +101,23 @@ impl Router {
 
     pub(crate) fn top_k(&self) -> i64 {
         self.config.num_experts_per_tok as i64
+    }
+
+    /// How gates follow from scores, in the terms of the decode kernel; `None` where experts form groups, which
+    /// it does not know.
+    pub(crate) fn gating(&self) -> Option<Gating> {
+        (self.config.n_group == self.config.topk_group).then_some(Gating {
+            top_k: self.top_k(),
+            is_sigmoid: self.config.scoring_func == ScoringFunc::Sigmoid,
+            normalise: self.config.norm_topk_prob,
+            scaling: self.config.routed_scaling_factor,
+        })
+    }
+
+    /// The f32 weight, and the bias of the choice.
+    pub(crate) fn weights(&self) -> (Tensor, Option<Tensor>) {
+        let bias = self.correction_bias.as_ref().map(Parameter::weight_f32);
+        (self.gate.weight_f32(), bias)
     }
 
     /// Routes `x` `[T, hidden_size]`; `recorded` `[T, top_k]` forces the experts.

@@ -8,10 +8,12 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use kernels::tch::{self, Device, Kind, Tensor};
+use kernels::{KernelError, decode};
 
 use crate::attention::{AttentionRequest, CacheWrite};
 use crate::config::ModelConfig;
 use crate::context::{DecodeContext, PackContext};
+use crate::decode_graph::{GraphDecoder, GraphSampling, LentDecoder, StepRecorder};
 use crate::input::PackedInput;
 use crate::kv_cache::KvCache;
 use crate::layer::{Layer, LayerOutput, LayerRecord};
@@ -103,6 +105,8 @@ pub struct Transformer {
     norm: RmsNorm,
     /// `None` when tied to the embedding.
     lm_head: Option<Parameter>,
+    /// Between uses.
+    decoder: RefCell<Option<GraphDecoder>>,
 }
 
 impl Transformer {
@@ -135,6 +139,7 @@ impl Transformer {
             },
             config: config.clone(),
             kind,
+            decoder: RefCell::default(),
         })
     }
 
@@ -247,6 +252,43 @@ impl Transformer {
             .unwrap_or(&self.embed_tokens)
             .project(hidden)
             .to_kind(Kind::Float)
+    }
+
+    /// A decoder of up to `max_rows` sequences by CUDA graphs, which stays the model's.
+    ///
+    /// # Errors
+    /// CUDA can't be used, a kernel does not compile, or memory is short.
+    ///
+    /// # Panics
+    /// Where [`GraphDecoder::supports`] is false.
+    pub fn decoder(
+        &self,
+        max_rows: usize,
+        sampling: Option<GraphSampling>,
+    ) -> Result<LentDecoder<'_>, KernelError> {
+        LentDecoder::take(&self.decoder, self, max_rows, sampling)
+    }
+
+    /// Whether [`Transformer::record`] knows all layers.
+    pub(crate) fn can_be_recorded(&self) -> bool {
+        self.layers.iter().all(|layer| layer.can_be_recorded())
+    }
+
+    /// Puts a decode step on the recorder's queue: `tokens` i32 `[N]` to bf16 `logits` `[N, V]`.
+    pub(crate) fn record(
+        &self,
+        step: &StepRecorder,
+        cache: &KvCache,
+        tokens: &Tensor,
+        logits: &Tensor,
+    ) -> Result<(), KernelError> {
+        decode::rows::embed(step.queue, &self.embed_tokens.weight(), tokens, &step.x)?;
+        for (index, (layer, layer_cache)) in self.layers.iter().zip(&cache.layers).enumerate() {
+            layer.record(step, layer_cache, index == 0)?;
+        }
+        self.norm.record(step, Some(&step.y))?;
+        let head = self.lm_head.as_ref().unwrap_or(&self.embed_tokens);
+        step.queue.product(&step.h, &head.weight(), logits)
     }
 
     fn embed(&self, tokens: &Tensor) -> Tensor {

@@ -9,6 +9,7 @@
 //! weights), and what is unfinished can be taken out and continued by another engine
 //! ([`Engine::in_flight`], [`Request::begun`]).
 
+mod graphs;
 mod routing_rows;
 mod selected_rows;
 
@@ -16,10 +17,10 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use model::{
-    ForwardOptions, KeptTokens, KvCache, Routing, RoutingTrace, Selection, SelectionTrace,
-    Transformer,
+    ForwardOptions, KeptTokens, KvCache, LentDecoder, Routing, RoutingTrace, Selection,
+    SelectionTrace, Transformer,
 };
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use self::routing_rows::RoutingRows;
 use self::selected_rows::SelectedRows;
@@ -73,6 +74,8 @@ pub struct Engine<'a> {
     policy_version: u64,
     options: ForwardOptions,
     cache: KvCache,
+    /// Decodes in place of the model where it can.
+    graphs: Option<LentDecoder<'a>>,
     scheduler: Scheduler,
     /// By the order of submission.
     active: BTreeMap<usize, Active>,
@@ -113,6 +116,7 @@ impl<'a> Engine<'a> {
             policy_version: settings.policy_version,
             options: forward_options(settings),
             cache: KvCache::new(model.config(), num_slots, 0, model.kind(), model.device()),
+            graphs: graphs::decoder(model, settings, num_slots),
             scheduler: Scheduler::new(num_slots),
             active: BTreeMap::new(),
             num_submitted: 0,
@@ -218,13 +222,25 @@ impl<'a> Engine<'a> {
         };
         let start = Instant::now();
         let is_decode = matches!(step, Step::Decode { .. });
-        let next = match step {
-            Step::Admit(admissions) => self.start(&admissions),
-            Step::Decode { moves, num_live } => Some(self.decode(&moves, num_live)),
-        };
-        let num_finished = match next {
-            Some(next) => self.postprocess(next)?,
-            None => 0,
+        let num_finished = match step {
+            Step::Admit(admissions) => match self.start(&admissions) {
+                Some(next) => self.postprocess(next)?,
+                None => 0,
+            },
+            Step::Decode { moves, num_live } => {
+                self.close_gaps(&moves);
+                match self.graphs.take() {
+                    Some(mut graphs) => {
+                        let num_finished = self.decode_by_graph(&mut graphs, num_live)?;
+                        self.graphs = Some(graphs);
+                        num_finished
+                    }
+                    None => {
+                        let next = self.decode(num_live);
+                        self.postprocess(next)?
+                    }
+                }
+            }
         };
         let secs = start.elapsed().as_secs_f64();
         *if is_decode {
@@ -421,19 +437,25 @@ impl<'a> Engine<'a> {
         Routing::Replay(ids.to_device(self.model.device()))
     }
 
-    /// Forwards the last token of every live sequence.
-    fn decode(&mut self, moves: &[(usize, usize)], num_live: usize) -> NextTokens {
+    fn close_gaps(&mut self, moves: &[(usize, usize)]) {
         for &(from, to) in moves {
             self.cache.copy_slot(from, to);
             self.cache.clear_slot(from);
         }
+    }
+
+    /// The newest token of a live sequence, which the cache does not hold yet.
+    fn newest_token(&mut self, slot: usize) -> u32 {
+        let newest = self.sample(slot).tokens.last();
+        *newest.expect("a live sequence has a first token")
+    }
+
+    /// Forwards the newest token of every live sequence.
+    fn decode(&mut self, num_live: usize) -> NextTokens {
         let slots: Vec<usize> = (0..num_live).collect();
         let tokens: Vec<i64> = slots
             .iter()
-            .map(|&slot| {
-                let last = self.sample(slot).tokens.last();
-                i64::from(*last.expect("a live sequence has a first token"))
-            })
+            .map(|&slot| i64::from(self.newest_token(slot)))
             .collect();
         let tokens = Tensor::from_slice(&tokens).to_device(self.model.device());
         let output = self.model.decode(&mut self.cache, &tokens, &self.options);
@@ -455,21 +477,60 @@ impl<'a> Engine<'a> {
         }
     }
 
+    /// The same on the card alone, with the draw where nothing truncates; the number of samples that ended.
+    fn decode_by_graph(
+        &mut self,
+        graphs: &mut LentDecoder,
+        num_live: usize,
+    ) -> Result<usize, RolloutError> {
+        let ids: Vec<SampleId> = (0..num_live).map(|slot| self.live(slot)).collect();
+        let tokens: Vec<u32> = (0..num_live).map(|slot| self.newest_token(slot)).collect();
+        let draws: Vec<f64> = ids.iter().map(|&id| self.draw(id)).collect();
+        let step = graphs.step(self.model, &mut self.cache, &tokens, &draws)?;
+        for slot in 0..num_live {
+            self.sample(slot).routing.ids.extend(step.experts(slot));
+        }
+        self.stats.decoded_tokens += num_live;
+        self.stats.key_share_sum += num_live as f64;
+        if let Some(logits) = step.logits {
+            return self.postprocess(NextTokens {
+                slots: (0..num_live).collect(),
+                logits: logits.to_kind(Kind::Float),
+                policy_versions: vec![self.policy_version; num_live],
+            });
+        }
+        let mut num_finished = 0;
+        for (slot, id) in ids.into_iter().enumerate() {
+            let drawn = step.drawn(slot);
+            let token = SampledToken {
+                id: drawn.id,
+                logprob: drawn.logprob,
+                kept: Vec::new(),
+                entropy: drawn.entropy,
+            };
+            if self.record(id, token, self.policy_version)? {
+                self.scheduler.finish(slot);
+                num_finished += 1;
+            }
+        }
+        Ok(num_finished)
+    }
+
+    /// The uniform number behind the next token of a sample.
+    fn draw(&self, id: SampleId) -> f64 {
+        let active = &self.active[&id.request];
+        draws::uniform(
+            self.settings.seed,
+            active.request.prompt_id,
+            id.sample as u64,
+            active.samples[id.sample].tokens.len() as u64,
+        )
+    }
+
     /// Draws and records a token a sequence, ends those that are complete, and counts them.
     fn postprocess(&mut self, next: NextTokens) -> Result<usize, RolloutError> {
         let ids: Vec<SampleId> = next.slots.iter().map(|&slot| self.live(slot)).collect();
-        let draws: Vec<f64> = ids
-            .iter()
-            .map(|id| {
-                let active = &self.active[&id.request];
-                draws::uniform(
-                    self.settings.seed,
-                    active.request.prompt_id,
-                    id.sample as u64,
-                    active.samples[id.sample].tokens.len() as u64,
-                )
-            })
-            .collect();
+        let draws: Vec<f64> = ids.iter().map(|&id| self.draw(id)).collect();
         let sampling = &self.settings.sampling;
         let tokens = sample_batch(&next.logits, sampling, &draws, &self.settings.vocabulary);
         let mut num_finished = 0;

@@ -42,6 +42,9 @@ pub enum RolloutError {
         /// Position in the completion.
         position: usize,
     },
+    /// The card failed in a decode step.
+    #[error("decoding on the GPU: {0}")]
+    Gpu(#[from] kernels::KernelError),
     /// Graders that never return, one too many.
     #[error(
         "more than grading.max_hung ({max_hung}) graders hang at the same time, so nothing can be graded any \

@@ -67,6 +67,15 @@ impl Vocabulary {
         }
     }
 
+    /// Whether each of `num_columns` columns of the logits may be sampled; `None` where all may.
+    pub(crate) fn flags(&self, num_columns: usize) -> Option<Vec<bool>> {
+        if self.unused.is_empty() && self.len >= num_columns as i64 {
+            return None;
+        }
+        let is_token = |id| id < self.len && self.unused.binary_search(&id).is_err();
+        Some((0..num_columns as i64).map(is_token).collect())
+    }
+
     /// Id of column `place` of [`Vocabulary::sampled`].
     pub(crate) fn id(&self, place: i64) -> u32 {
         let id = match self.ids.is_empty() {
@@ -98,6 +107,9 @@ mod tests {
         assert_eq!(values(&holes.sampled(&logits)), [0.0, 2.0, 4.0]);
         assert_eq!(values(&holes.surplus(&logits)), [1.0, 3.0, 5.0]);
         assert_eq!([0, 1, 2].map(|place| holes.id(place)), [0, 2, 4]);
+        let flags = [true, false, true, false, true, false];
+        assert_eq!(holes.flags(6), Some(flags.to_vec()));
+        assert_eq!(Vocabulary::all(6).flags(6), None);
         let all = Vocabulary::all(4);
         assert_eq!(values(&all.sampled(&logits)), [0.0, 1.0, 2.0, 3.0]);
         assert_eq!(values(&all.surplus(&logits)), [4.0, 5.0]);

@@ -22,6 +22,7 @@ mod report;
 mod resume;
 mod rollout;
 mod score;
+mod selftest;
 mod status;
 mod stop;
 mod train;
@@ -87,6 +88,7 @@ enum Command {
     Eval(eval::Args),
     Chat(chat::Args),
     Bench(bench::Args),
+    Selftest(selftest::Args),
 }
 
 impl Cli {
@@ -112,6 +114,7 @@ impl Cli {
             Command::Eval(args) => eval::run(args),
             Command::Chat(args) => chat::run(args),
             Command::Bench(args) => bench::run(args),
+            Command::Selftest(args) => selftest::run(args),
         })
         .inspect_err(logging::record_failure)
     }

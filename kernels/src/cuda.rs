@@ -1,0 +1,19 @@
+//! CUDA beside libtorch: kernels compiled at run time, products, graphs of both.
+//!
+//! What libtorch computes op by op costs some microseconds a launch on the host; a decode step of a small
+//! model is bound by that. A [`Queue`] runs kernels of `kernels/cuda/` and cuBLAS products on a stream of its own,
+//! on tensors that libtorch allocated, and records them into a [`Graph`] that the driver launches as a whole.
+//! Driver, compiler and cuBLAS are found at run time (the program starts without any of them); kernels
+//! are compiled for the card at hand and kept on disk ([`compile`]).
+
+pub mod compile;
+mod context;
+mod graph;
+mod pinned;
+mod queue;
+
+pub use context::Cuda;
+pub use graph::{Graph, StepGraph};
+pub use pinned::Pinned;
+pub(crate) use queue::Argument;
+pub use queue::Queue;

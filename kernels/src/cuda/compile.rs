@@ -1,0 +1,253 @@
+//! CUDA sources to machine code, by NVRTC, kept on disk.
+//!
+//! A file is named by a hash of all that decides it: source, headers, constants, target, the
+//! compiler's and the driver's versions. It lies in `$BALEEN_CACHE/kernels` (default `~/.cache/baleen/kernels`).
+
+use std::ffi::{CStr, CString};
+use std::path::PathBuf;
+use std::{env, fs, process, ptr};
+
+use cudarc::nvrtc::result::NvrtcError;
+use cudarc::nvrtc::{result, sys};
+
+use super::context::driver_version;
+use crate::error::KernelError;
+
+/// A file of `kernels/cuda/`.
+#[derive(Debug)]
+pub struct Source {
+    /// File name.
+    pub name: &'static str,
+    text: &'static str,
+}
+
+macro_rules! source {
+    ($name:literal) => {
+        Source {
+            name: $name,
+            text: include_str!(concat!("../../cuda/", $name)),
+        }
+    };
+}
+
+/// Embedding, norm, SwiGLU.
+pub const ROWS: Source = source!("rows.cu");
+/// RoPE with the cache's write, attention over the cache; needs `HEAD_DIM` and `GROUP`.
+pub const ATTENTION: Source = source!("attention.cu");
+/// Router, sum of experts.
+pub const EXPERTS: Source = source!("experts.cu");
+/// Sampling.
+pub const SAMPLING: Source = source!("sampling.cu");
+
+/// Every source, with the constants that a test compiles it for.
+pub const ALL: [(&Source, &[Constant]); 4] = [
+    (&ROWS, &[]),
+    (&ATTENTION, &[("HEAD_DIM", 64), ("GROUP", 3)]),
+    (&EXPERTS, &[]),
+    (&SAMPLING, &[]),
+];
+
+/// A compile-time constant: name and value.
+pub type Constant = (&'static str, i64);
+
+const HEADER: (&CStr, &str) = (c"bf16.cuh", include_str!("../../cuda/bf16.cuh"));
+
+/// Machine code of `source` for the card `arch`, from the disk where it was compiled before.
+///
+/// # Errors
+/// The source does not compile. A cache that can't be written is no error.
+pub(crate) fn cubin(
+    source: &Source,
+    constants: &[Constant],
+    arch: &str,
+) -> Result<Vec<u8>, KernelError> {
+    let key = key(source, constants, arch)?;
+    let path = cache_folder().map(|folder| folder.join(format!("{key}.cubin")));
+    if let Some(code) = path.as_ref().and_then(|path| fs::read(path).ok()) {
+        return Ok(code);
+    }
+    let code = compile(source, constants, arch)?;
+    if let Some(path) = path {
+        // Another process may do the same: the name appears with the whole file.
+        let partial = path.with_extension(format!("{}.partial", process::id()));
+        let written = path
+            .parent()
+            .map_or(Ok(()), fs::create_dir_all)
+            .and_then(|()| fs::write(&partial, &code))
+            .and_then(|()| fs::rename(&partial, &path));
+        if let Err(error) = written {
+            tracing::debug!("a compiled kernel is not kept: {}: {error}", path.display());
+        }
+    }
+    Ok(code)
+}
+
+/// Compiles `source` for `arch` (`sm_90a`, say); no GPU is needed.
+///
+/// # Errors
+/// [`KernelError::Compile`] with the compiler's log; [`KernelError::Cuda`] where the compiler itself fails.
+///
+/// # Panics
+/// Where [`has_compiler`] is false.
+pub fn compile(
+    source: &Source,
+    constants: &[Constant],
+    arch: &str,
+) -> Result<Vec<u8>, KernelError> {
+    let text = CString::new(source.text).expect("sources hold no zero byte");
+    let header = CString::new(HEADER.1).expect("sources hold no zero byte");
+    let (headers, names) = ([header.as_ptr()], [HEADER.0.as_ptr()]);
+    let mut options = vec![format!("--gpu-architecture={arch}"), "--std=c++17".into()];
+    options.extend(
+        constants
+            .iter()
+            .map(|(name, value)| format!("-D{name}={value}")),
+    );
+    let mut program = ptr::null_mut();
+    // SAFETY: all strings live through the calls; the program is destroyed once, after its last use.
+    unsafe {
+        let code = sys::nvrtcCreateProgram(
+            &mut program,
+            text.as_ptr(),
+            c"kernel.cu".as_ptr(),
+            1,
+            headers.as_ptr(),
+            names.as_ptr(),
+        );
+        check("nvrtcCreateProgram", code)?;
+        let compiled = result::compile_program(program, &options)
+            .map_err(|_| KernelError::Compile {
+                source_name: source.name,
+                arch: arch.to_string(),
+                log: log(program),
+            })
+            .and_then(|()| code_of(program));
+        let destroyed = result::destroy_program(program);
+        let code = compiled?;
+        destroyed.map_err(|error| failed("nvrtcDestroyProgram", error))?;
+        Ok(code)
+    }
+}
+
+/// Whether NVRTC can be loaded.
+pub fn has_compiler() -> bool {
+    // SAFETY: only tries to load the library.
+    unsafe { sys::is_culib_present() }
+}
+
+/// # Safety
+/// `program` is alive and was compiled.
+unsafe fn code_of(program: sys::nvrtcProgram) -> Result<Vec<u8>, KernelError> {
+    let mut size = 0;
+    // SAFETY: the caller's; the buffer has the size that NVRTC asks for.
+    unsafe {
+        check(
+            "nvrtcGetCUBINSize",
+            sys::nvrtcGetCUBINSize(program, &mut size),
+        )?;
+        let mut code = vec![0_u8; size];
+        check(
+            "nvrtcGetCUBIN",
+            sys::nvrtcGetCUBIN(program, code.as_mut_ptr().cast()),
+        )?;
+        Ok(code)
+    }
+}
+
+/// # Safety
+/// `program` is alive.
+unsafe fn log(program: sys::nvrtcProgram) -> String {
+    // SAFETY: the caller's.
+    let log = unsafe { result::get_program_log(program) }.unwrap_or_default();
+    let bytes: Vec<u8> = log
+        .into_iter()
+        .map(|c| c as u8)
+        .filter(|&c| c != 0)
+        .collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn check(operation: &'static str, code: sys::nvrtcResult) -> Result<(), KernelError> {
+    code.result().map_err(|error| failed(operation, error))
+}
+
+fn failed(operation: &'static str, error: NvrtcError) -> KernelError {
+    KernelError::Cuda {
+        operation,
+        message: format!("{:?}", error.0),
+    }
+}
+
+fn key(source: &Source, constants: &[Constant], arch: &str) -> Result<String, KernelError> {
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: both live through the call.
+    check("nvrtcVersion", unsafe {
+        sys::nvrtcVersion(&mut major, &mut minor)
+    })?;
+    let mut hash = blake3::Hasher::new();
+    for part in [source.text, HEADER.1, arch] {
+        hash.update(part.as_bytes()).update(&[0]);
+    }
+    let driver = driver_version()?;
+    hash.update(format!("{constants:?} nvrtc {major}.{minor} driver {driver}").as_bytes());
+    Ok(hash.finalize().to_hex().as_str()[..32].to_string())
+}
+
+fn cache_folder() -> Option<PathBuf> {
+    let own = env::var_os("BALEEN_CACHE").map(PathBuf::from);
+    let user = || env::var_os("XDG_CACHE_HOME").map(|home| PathBuf::from(home).join("baleen"));
+    let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/baleen"));
+    Some(own.or_else(user).or_else(home)?.join("kernels"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_skipped() -> bool {
+        if !has_compiler() {
+            eprintln!("SKIPPED: no libnvrtc in LD_LIBRARY_PATH");
+        }
+        !has_compiler()
+    }
+
+    #[test]
+    fn every_source_compiles_for_ampere_and_hopper() {
+        if is_skipped() {
+            return;
+        }
+        for arch in ["sm_80", "sm_90a"] {
+            for (source, constants) in ALL {
+                let code = compile(source, constants, arch).unwrap();
+                assert_eq!(&code[..4], b"\x7fELF", "{} for {arch}", source.name);
+            }
+        }
+    }
+
+    #[test]
+    fn attention_compiles_for_all_head_sizes() {
+        if is_skipped() {
+            return;
+        }
+        for head_dim in [16, 32, 64, 128, 256] {
+            let constants = [("HEAD_DIM", head_dim), ("GROUP", 4)];
+            compile(&ATTENTION, &constants, "sm_90a").unwrap();
+        }
+    }
+
+    #[test]
+    fn an_error_shows_the_compilers_log() {
+        if is_skipped() {
+            return;
+        }
+        let source = Source {
+            name: "wrong.cu",
+            text: "__global__ void wrong() { no_such_function(); }",
+        };
+        let error = compile(&source, &[], "sm_90a").unwrap_err().to_string();
+        assert!(
+            error.contains("wrong.cu") && error.contains("no_such_function"),
+            "{error}"
+        );
+    }
+}

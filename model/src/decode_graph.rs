@@ -1,0 +1,498 @@
+//! Decode steps on a GPU as CUDA graphs: one launch a step instead of some hundreds.
+//!
+//! A [`GraphDecoder`] records [`Transformer::decode`] with the output head, and sampling where nothing truncates, once
+//! for each batch size in use, in kernels of [`kernels::decode`] and cuBLAS products on buffers of its own. Arithmetic
+//! and roundings are those of the eager pass, so that the learner finds the same log-probs. It knows grouped-query
+//! attention over all keys and feed-forwards that are dense or have few experts, in bf16
+//! ([`GraphDecoder::supports`]); whatever else a model has decodes eagerly.
+//!
+//! Sizes: B live sequences in slots `0..B`; N >= B rows that a graph was recorded for, those above B being padding with
+//! position -1.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
+
+use kernels::cuda::{Queue, StepGraph};
+use kernels::decode::attention::{Heads, Rope};
+use kernels::decode::sampling::{self, Rows};
+use kernels::tch::{self, Device, Kind, Tensor};
+use kernels::{KernelError, decode};
+
+use crate::config::{ModelConfig, YarnConfig};
+use crate::kv_cache::KvCache;
+use crate::rope::inverse_frequencies;
+use crate::transformer::{Attention, Transformer};
+
+/// Largest steps between the sizes that graphs are recorded for.
+const SIZE_STEP: usize = 64;
+
+/// How tokens are drawn in a graph: everything but truncation and greedy choice.
+#[derive(Debug, PartialEq)]
+pub struct GraphSampling {
+    /// Divides the logits.
+    pub temperature: f64,
+    /// Ids that may be drawn, one flag a column of the logits; `None` where all may.
+    pub allowed: Option<Vec<bool>>,
+}
+
+/// What a step takes and gives.
+#[derive(Debug)]
+pub struct DecodedStep<'a> {
+    words: &'a [i32],
+    rows: usize,
+    routing_width: usize,
+    /// Logits `[B, V]` bf16, where the graph does not sample; the next step overwrites them.
+    pub logits: Option<Tensor>,
+}
+
+/// One row of a step that sampled.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DrawnToken {
+    /// Token id.
+    pub id: u32,
+    /// Log-prob over all columns of the logits after temperature; NaN where they are not finite.
+    pub logprob: f32,
+    /// Entropy over the allowed ids, nats.
+    pub entropy: f32,
+}
+
+impl DecodedStep<'_> {
+    /// What was drawn for the sequence in `slot`.
+    pub fn drawn(&self, slot: usize) -> DrawnToken {
+        let word = |place: usize| self.words[place * self.rows + slot].cast_unsigned();
+        DrawnToken {
+            id: word(0),
+            logprob: f32::from_bits(word(1)),
+            entropy: f32::from_bits(word(2)),
+        }
+    }
+
+    /// The experts of the sequence in `slot`, `[num_moe_layers, top_k]` flattened.
+    pub fn experts(&self, slot: usize) -> impl Iterator<Item = u16> + '_ {
+        let first = slot * self.routing_width;
+        (first..first + self.routing_width).map(|index| {
+            let word = self.words[3 * self.rows + index / 2].cast_unsigned();
+            (word >> (16 * (index % 2))) as u16
+        })
+    }
+}
+
+/// Buffers that all graphs share, flat, for the largest N.
+#[derive(Debug)]
+struct Buffers {
+    x: Tensor,
+    h: Tensor,
+    y: Tensor,
+    qkv: Tensor,
+    attended: Tensor,
+    both: Tensor,
+    inner: Tensor,
+    outputs: Tensor,
+    gates: Tensor,
+    logits: Tensor,
+}
+
+/// Decodes by graphs.
+#[derive(Debug)]
+pub struct GraphDecoder {
+    queue: Queue,
+    heads: Heads,
+    rope: Rope,
+    sampling: Option<GraphSampling>,
+    /// The allowed ids of `sampling`, one bit each.
+    allowed: Option<Tensor>,
+    max_rows: usize,
+    buffers: Buffers,
+    /// By N.
+    graphs: BTreeMap<usize, StepGraph>,
+    /// Address of the cache that the graphs write to.
+    cache_address: usize,
+}
+
+/// A step being recorded: what layers read and write.
+pub(crate) struct StepRecorder<'a> {
+    pub(crate) queue: &'a Queue,
+    pub(crate) heads: Heads,
+    pub(crate) rope: &'a Rope,
+    /// i32 `[N]`.
+    pub(crate) positions: Tensor,
+    /// Residual stream, `[N, hidden]`.
+    pub(crate) x: Tensor,
+    /// Normed input of a block, `[N, hidden]`.
+    pub(crate) h: Tensor,
+    /// Output of a block, not yet added, `[N, hidden]`.
+    pub(crate) y: Tensor,
+    /// `[N, (H + 2 K) D]`.
+    pub(crate) qkv: Tensor,
+    /// `[N, H D]`.
+    pub(crate) attended: Tensor,
+    buffers: &'a Buffers,
+    rows: i64,
+    /// i16 `[N, num_moe_layers, top_k]`.
+    routing: Option<Tensor>,
+    moe_layer: Cell<i64>,
+}
+
+impl StepRecorder<'_> {
+    /// Room for gate and up projection `[experts, N, 2 width]`, and for their product.
+    pub(crate) fn feed_forward(&self, experts: i64, width: i64) -> (Tensor, Tensor) {
+        let shaped = |buffer, width| shaped(buffer, &[experts, self.rows, width]);
+        (
+            shaped(&self.buffers.both, 2 * width),
+            shaped(&self.buffers.inner, width),
+        )
+    }
+
+    /// Room for what each expert makes of each row, `[experts, N, hidden]`.
+    pub(crate) fn expert_outputs(&self, experts: i64) -> Tensor {
+        let hidden = self.x.size()[1];
+        shaped(&self.buffers.outputs, &[experts, self.rows, hidden])
+    }
+
+    /// Gates `[N, experts]` and expert ids `[N, top_k]` of the next layer with experts.
+    pub(crate) fn routing(&self, experts: i64) -> (Tensor, Tensor) {
+        let layer = self.moe_layer.replace(self.moe_layer.get() + 1);
+        let routing = self
+            .routing
+            .as_ref()
+            .expect("a layer with experts in a model with experts");
+        (
+            shaped(&self.buffers.gates, &[self.rows, experts]),
+            routing.select(1, layer),
+        )
+    }
+}
+
+fn shaped(buffer: &Tensor, shape: &[i64]) -> Tensor {
+    buffer.narrow(0, 0, shape.iter().product()).view(shape)
+}
+
+impl GraphDecoder {
+    /// Whether steps of `model` under `attention` can be recorded.
+    pub fn supports(model: &Transformer, attention: Attention) -> bool {
+        let config = model.config();
+        let is_dense = config.dsa.is_none() || attention == Attention::Dense;
+        let widths = [
+            config.hidden_size,
+            config.expert_intermediate_size(),
+            config.intermediate_size,
+            config.vocab_size,
+        ];
+        matches!(model.device(), Device::Cuda(_))
+            && model.kind() == Kind::BFloat16
+            && is_dense
+            && config.mla.is_none()
+            && widths.iter().all(|width| width.is_multiple_of(8))
+            && heads(config).are_supported()
+            && model.can_be_recorded()
+    }
+
+    /// A decoder of up to `max_rows` sequences.
+    ///
+    /// # Errors
+    /// CUDA can't be used, a kernel does not compile, or memory is short.
+    ///
+    /// # Panics
+    /// A model that is not supported.
+    pub fn new(model: &Transformer, max_rows: usize) -> Result<GraphDecoder, KernelError> {
+        assert!(
+            GraphDecoder::supports(model, Attention::Dense),
+            "asked before"
+        );
+        let (config, device) = (model.config(), model.device());
+        let queue = Queue::new(device)?;
+        let heads = heads(config);
+        decode::prepare(&queue, heads)?;
+        let frequencies =
+            inverse_frequencies(config.head_dim, config.rope_theta, config.yarn.as_ref());
+        let rope = Rope {
+            frequencies: Tensor::from_slice(&frequencies).to_device(device),
+            factor: config
+                .yarn
+                .as_ref()
+                .map_or(1.0, YarnConfig::rotation_factor),
+        };
+        Ok(GraphDecoder {
+            queue,
+            heads,
+            rope,
+            sampling: None,
+            allowed: None,
+            max_rows,
+            buffers: Buffers::new(config, graph_size(max_rows, max_rows), device),
+            graphs: BTreeMap::new(),
+            cache_address: 0,
+        })
+    }
+
+    /// How steps draw their tokens; `None` makes them hand out logits.
+    fn set_sampling(&mut self, sampling: Option<GraphSampling>) {
+        if self.sampling == sampling {
+            return;
+        }
+        let device = self.queue.cuda().device();
+        let allowed = sampling
+            .as_ref()
+            .and_then(|sampling| sampling.allowed.as_ref());
+        self.allowed = allowed.map(|allowed| {
+            sampling::allowed_bits(allowed.len(), |id| allowed[id]).to_device(device)
+        });
+        self.sampling = sampling;
+        self.graphs.clear();
+    }
+
+    /// One more token for each of the slots `0..B`: forwards `tokens` `[B]` and draws the next by `draws` `[B]`, in
+    /// [0, 1), where the decoder samples.
+    ///
+    /// # Errors
+    /// The card fails or has no memory.
+    ///
+    /// # Panics
+    /// More sequences than `max_rows` or than the cache has slots, or one that its slot has no room for.
+    pub fn step(
+        &mut self,
+        model: &Transformer,
+        cache: &mut KvCache,
+        tokens: &[u32],
+        draws: &[f64],
+    ) -> Result<DecodedStep<'_>, KernelError> {
+        let _guard = tch::no_grad_guard();
+        let batch = tokens.len();
+        let longest = cache.lengths[..batch].iter().max().copied().unwrap_or(0);
+        assert!(
+            (longest as usize) < cache.capacity(),
+            "a sequence fills its slot"
+        );
+        let rows = graph_size(batch, cache.num_slots());
+        self.forget_other_cache(cache);
+        if !self.graphs.contains_key(&rows) {
+            let graph = self.record(model, cache, rows)?;
+            self.graphs.insert(rows, graph);
+        }
+        let graph = self.graphs.get_mut(&rows).expect("inserted above");
+        let lengths = &cache.lengths;
+        let words = graph.run(&self.queue, |input| {
+            let (draw_words, rest) = input.split_at_mut(2 * rows);
+            let (token_words, position_words) = rest.split_at_mut(rows);
+            for row in 0..rows {
+                let bits = draws.get(row).copied().unwrap_or(0.0).to_bits();
+                draw_words[2 * row] = (bits as u32).cast_signed();
+                draw_words[2 * row + 1] = ((bits >> 32) as u32).cast_signed();
+                token_words[row] = tokens.get(row).copied().unwrap_or(0).cast_signed();
+                position_words[row] = if row < batch { lengths[row] as i32 } else { -1 };
+            }
+        })?;
+        for length in &mut cache.lengths[..batch] {
+            *length += 1;
+        }
+        let config = model.config();
+        let vocab = config.vocab_size as i64;
+        let logits = || shaped(&self.buffers.logits, &[batch as i64, vocab]);
+        Ok(DecodedStep {
+            words,
+            rows,
+            routing_width: routing_width(config),
+            logits: self.sampling.is_none().then(logits),
+        })
+    }
+
+    /// Graphs know addresses: those of a cache that has grown since are of no use.
+    fn forget_other_cache(&mut self, cache: &KvCache) {
+        let address = cache.address();
+        if self.cache_address != address {
+            self.graphs.clear();
+            self.cache_address = address;
+        }
+    }
+
+    fn record(
+        &self,
+        model: &Transformer,
+        cache: &KvCache,
+        rows: usize,
+    ) -> Result<StepGraph, KernelError> {
+        let config = model.config();
+        let (n, hidden) = (rows as i64, config.hidden_size as i64);
+        let routing_words = (rows * routing_width(config)).div_ceil(2);
+        let sizes = [4 * rows, 3 * rows + routing_words];
+        StepGraph::record(&self.queue, sizes, |input, output| {
+            let draws = input.narrow(0, 0, 2 * n).view_dtype(Kind::Double);
+            let tokens = input.narrow(0, 2 * n, n);
+            let buffers = &self.buffers;
+            let (num_moe_layers, top_k) = routing_shape(config);
+            let routing = (routing_words > 0).then(|| {
+                let words = output
+                    .narrow(0, 3 * n, routing_words as i64)
+                    .view_dtype(Kind::Int16);
+                shaped(&words, &[n, num_moe_layers, top_k])
+            });
+            let step = StepRecorder {
+                queue: &self.queue,
+                heads: self.heads,
+                rope: &self.rope,
+                positions: input.narrow(0, 3 * n, n),
+                x: shaped(&buffers.x, &[n, hidden]),
+                h: shaped(&buffers.h, &[n, hidden]),
+                y: shaped(&buffers.y, &[n, hidden]),
+                qkv: shaped(&buffers.qkv, &[n, self.heads.qkv_width()]),
+                attended: shaped(&buffers.attended, &[n, self.heads.queries * self.heads.dim]),
+                buffers,
+                rows: n,
+                routing,
+                moe_layer: Cell::new(0),
+            };
+            let logits = shaped(&buffers.logits, &[n, config.vocab_size as i64]);
+            model.record(&step, cache, &tokens, &logits)?;
+            let Some(sampling) = &self.sampling else {
+                return Ok(());
+            };
+            let rows = Rows {
+                logits: &logits,
+                draws: &draws,
+                tokens: &output.narrow(0, 0, n),
+                logprobs: &output.narrow(0, n, n).view_dtype(Kind::Float),
+                entropies: &output.narrow(0, 2 * n, n).view_dtype(Kind::Float),
+            };
+            sampling::sample(
+                &self.queue,
+                rows,
+                self.allowed.as_ref(),
+                sampling.temperature,
+            )
+        })
+    }
+}
+
+/// A model's decoder in use; it returns to the model when dropped, with all that is compiled.
+#[derive(Debug)]
+pub struct LentDecoder<'a> {
+    home: &'a RefCell<Option<GraphDecoder>>,
+    decoder: Option<GraphDecoder>,
+}
+
+impl<'a> LentDecoder<'a> {
+    /// The decoder in `home`, or a new one, for `max_rows` sequences.
+    pub(crate) fn take(
+        home: &'a RefCell<Option<GraphDecoder>>,
+        model: &Transformer,
+        max_rows: usize,
+        sampling: Option<GraphSampling>,
+    ) -> Result<LentDecoder<'a>, KernelError> {
+        let kept = home.borrow_mut().take();
+        let mut decoder = match kept.filter(|kept| kept.max_rows >= max_rows) {
+            Some(kept) => kept,
+            None => GraphDecoder::new(model, max_rows)?,
+        };
+        decoder.set_sampling(sampling);
+        Ok(LentDecoder {
+            home,
+            decoder: Some(decoder),
+        })
+    }
+}
+
+impl Deref for LentDecoder<'_> {
+    type Target = GraphDecoder;
+
+    fn deref(&self) -> &GraphDecoder {
+        self.decoder.as_ref().expect("there until dropped")
+    }
+}
+
+impl DerefMut for LentDecoder<'_> {
+    fn deref_mut(&mut self) -> &mut GraphDecoder {
+        self.decoder.as_mut().expect("there until dropped")
+    }
+}
+
+impl Drop for LentDecoder<'_> {
+    fn drop(&mut self) {
+        *self.home.borrow_mut() = self.decoder.take();
+    }
+}
+
+impl Buffers {
+    fn new(config: &ModelConfig, rows: usize, device: Device) -> Buffers {
+        let rows = rows as i64;
+        let room = |width: usize, kind| Tensor::zeros([rows * width as i64], (kind, device));
+        let wide = |width| room(width, Kind::BFloat16);
+        let experts = config.moe.as_ref().map_or(0, |moe| moe.num_experts);
+        let inner = config
+            .intermediate_size
+            .max(experts * config.expert_intermediate_size());
+        Buffers {
+            x: wide(config.hidden_size),
+            h: wide(config.hidden_size),
+            y: wide(config.hidden_size),
+            qkv: wide(heads(config).qkv_width() as usize),
+            attended: wide(config.num_attention_heads * config.head_dim),
+            both: wide(2 * inner),
+            inner: wide(inner),
+            outputs: wide(experts * config.hidden_size),
+            gates: room(experts, Kind::Float),
+            logits: wide(config.vocab_size),
+        }
+    }
+}
+
+/// Rows of the graph that serves `batch` sequences of at most `most`: powers of two, then steps of 64.
+fn graph_size(batch: usize, most: usize) -> usize {
+    let size = match batch {
+        0..SIZE_STEP => batch.next_power_of_two(),
+        _ => batch.next_multiple_of(SIZE_STEP),
+    };
+    size.min(most.max(batch)).max(1)
+}
+
+fn heads(config: &ModelConfig) -> Heads {
+    Heads {
+        queries: config.num_attention_heads as i64,
+        keys: config.num_key_value_heads as i64,
+        dim: config.head_dim as i64,
+    }
+}
+
+/// Layers with experts, and experts a token.
+fn routing_shape(config: &ModelConfig) -> (i64, i64) {
+    let top_k = config.moe.as_ref().map_or(0, |moe| moe.num_experts_per_tok);
+    (config.num_moe_layers() as i64, top_k as i64)
+}
+
+fn routing_width(config: &ModelConfig) -> usize {
+    let (layers, top_k) = routing_shape(config);
+    (layers * top_k) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn graph_sizes_are_few_and_large_enough() {
+        let sizes = [1, 2, 3, 17, 63, 64, 65, 100, 500].map(|batch| graph_size(batch, 512));
+        assert_eq!(sizes, [1, 2, 4, 32, 64, 64, 128, 128, 512]);
+        assert_eq!(graph_size(100, 100), 100);
+        assert_eq!(graph_size(0, 8), 1);
+    }
+
+    #[test]
+    fn words_of_a_step_are_read_row_by_row() {
+        let mut words = vec![7, 8, 0, 0, 0, 0];
+        words[2] = (-0.5_f32).to_bits().cast_signed();
+        words[5] = 2.0_f32.to_bits().cast_signed();
+        // Routing of two rows with three numbers each: 1 2 3, 4 5 65535.
+        words.extend([0x0002_0001, 0x0004_0003, 0xFFFF_0005_u32.cast_signed()]);
+        let step = DecodedStep {
+            words: &words,
+            rows: 2,
+            routing_width: 3,
+            logits: None,
+        };
+        let first = step.drawn(0);
+        assert_eq!((first.id, first.logprob), (7, -0.5));
+        assert_eq!((step.drawn(1).id, step.drawn(1).entropy), (8, 2.0));
+        assert_eq!(step.experts(0).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(step.experts(1).collect::<Vec<_>>(), [4, 5, 65_535]);
+    }
+}
