@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::{fs, io, ptr};
 
-use tch::{Cuda, Device};
+use tch::Device;
 
 use crate::error::KernelError;
 use crate::ffi;
+use crate::runtime::synchronize;
 
 /// A recording could not be made or written.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +53,7 @@ impl Profiler {
         if IS_RECORDING.swap(true, Ordering::SeqCst) {
             return Err(ProfileError::AtWork);
         }
+        // What a GPU still does falls on the right side of the recording's ends.
         synchronize(device);
         // SAFETY: no pointers; no other recording is at work.
         let code = unsafe { ffi::baleen_profiler_start(c_int::from(device.is_cuda())) };
@@ -120,13 +122,6 @@ fn is_whole(path: &Path) -> io::Result<bool> {
     let mut end = Vec::new();
     file.read_to_end(&mut end)?;
     Ok(end.trim_ascii_end().last() == Some(&b'}'))
-}
-
-/// Waits for the GPU, so that what it still does falls on the right side of a recording's ends.
-fn synchronize(device: Device) {
-    if let Device::Cuda(index) = device {
-        Cuda::synchronize(index as i64);
-    }
 }
 
 /// A named stretch of time on the timeline, from [`range`] until it is dropped.

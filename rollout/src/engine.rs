@@ -218,6 +218,7 @@ impl<'a> Engine<'a> {
         };
         let start = Instant::now();
         let is_decode = matches!(step, Step::Decode { .. });
+        let _range = kernels::profiler::range(if is_decode { "decode" } else { "prefill" });
         let next = match step {
             Step::Admit(admissions) => self.start(&admissions),
             Step::Decode { moves, num_live } => Some(self.decode(&moves, num_live)),
