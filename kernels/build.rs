@@ -10,8 +10,7 @@ use std::{env, fs, process};
 const TORCH_VERSION: (u32, u32) = (2, 11);
 
 fn main() {
-    println!("cargo:rerun-if-changed=csrc/shim.cpp");
-    println!("cargo:rerun-if-changed=csrc/shim.h");
+    println!("cargo:rerun-if-changed=csrc");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
 
     let libtorch = libtorch_dir();
@@ -23,6 +22,8 @@ fn main() {
         .std("c++17")
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .file("csrc/shim.cpp")
+        .file("csrc/gpu_memory.cpp")
+        .file("csrc/profiler.cpp")
         .include("csrc")
         // As system headers: their warnings are not ours.
         .flag("-isystem")

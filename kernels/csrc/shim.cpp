@@ -1,7 +1,6 @@
 // See shim.h for the contract of every function.
 #include "shim.h"
 
-#include <exception>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -17,28 +16,13 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include "guarded.h"
+
 namespace {
 
 using at::Tensor;
+using baleen::guarded;
 namespace ag = torch::autograd;
-
-thread_local std::string last_error;
-
-// No C++ exception may reach Rust.
-template <typename Body>
-int guarded(Body&& body) {
-  try {
-    body();
-    return 0;
-  } catch (const c10::Error& error) {
-    last_error = error.what_without_backtrace();
-  } catch (const std::exception& error) {
-    last_error = error.what();
-  } catch (...) {
-    last_error = "unknown C++ exception";
-  }
-  return 1;
-}
 
 std::vector<Tensor> list(Tensor* const* tensors, size_t count) {
   std::vector<Tensor> out;
@@ -115,7 +99,7 @@ struct ClosureNode final : ag::Node {
 
 extern "C" {
 
-const char* baleen_last_error(void) { return last_error.c_str(); }
+const char* baleen_last_error(void) { return baleen::last_error.c_str(); }
 
 int baleen_grad_mode_is_enabled(void) { return at::GradMode::is_enabled() ? 1 : 0; }
 

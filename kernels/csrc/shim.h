@@ -60,6 +60,21 @@ int baleen_foreach_norm(baleen_tensor* const* tensors, size_t num_tensors, balee
 
 int baleen_foreach_scale_(baleen_tensor* const* tensors, size_t num_tensors, double factor);
 
+// Most bytes that a GPU's caching allocator had handed out, and had taken from the device, at once since
+// the last reset.
+int baleen_gpu_peak_memory(int device, int64_t* allocated, int64_t* reserved);
+int baleen_reset_gpu_peak_memory(int device);
+
+// Records what all threads compute, from start to stop; one recording at a time in a process. stop writes
+// it to `path` as a Chrome trace, or drops it where path is null. What can't be written is not told.
+int baleen_profiler_start(int with_gpu);
+int baleen_profiler_stop(const char* path);
+
+// A named range on the timeline of the calling thread, null where nothing is recorded. It must end on the
+// same thread, ranges inside it first.
+void* baleen_range_begin(const char* name);
+void baleen_range_end(void* range);
+
 #ifdef __cplusplus
 }
 #endif

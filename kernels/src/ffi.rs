@@ -79,6 +79,12 @@ unsafe extern "C" {
         num_tensors: usize,
         factor: f64,
     ) -> c_int;
+    pub fn baleen_gpu_peak_memory(device: c_int, allocated: *mut i64, reserved: *mut i64) -> c_int;
+    pub fn baleen_reset_gpu_peak_memory(device: c_int) -> c_int;
+    pub fn baleen_profiler_start(with_gpu: c_int) -> c_int;
+    pub fn baleen_profiler_stop(path: *const c_char) -> c_int;
+    pub fn baleen_range_begin(name: *const c_char) -> *mut c_void;
+    pub fn baleen_range_end(range: *mut c_void);
 }
 
 /// Pointers to lend for one call; valid as long as `tensors` are.

@@ -1,14 +1,15 @@
 //! The device layer: the only C++ and the only `unsafe` of the project.
 //!
 //! Models and reinforcement learning are unknown here. What tch (re-exported as [`tch`]) already
-//! offers is used as it is; this crate adds what it lacks, in seven places:
+//! offers is used as it is; this crate adds what it lacks, in nine places:
 //!
 //! [`autograd`] reaches libtorch's autograd engine: gradients with respect to given inputs, a graph
 //! node made of a Rust closure, and activation checkpointing on top of it. [`foreach`] works on
 //! whole lists of tensors at once: the fused AdamW update, the global norm, scaling. [`dsa`] holds
 //! the operations of sparse attention, each as a contract in math, a slow reference in plain tch
 //! and a fast version. [`runtime`] finds the device once at start-up, [`machine`] says what there is to
-//! take. [`mapped_file`] reads weights without copying them. [`error`] says what can go wrong.
+//! take, [`gpu_memory`] how much of a GPU was taken. [`profiler`] records a timeline of what was computed.
+//! [`mapped_file`] reads weights without copying them. [`error`] says what can go wrong.
 //!
 //! The C++ half lies in `csrc/` behind a C interface; `ffi.rs` is its only caller.
 
@@ -19,10 +20,12 @@ pub mod dsa;
 pub mod error;
 mod ffi;
 pub mod foreach;
+pub mod gpu_memory;
 #[cfg(test)]
 mod gpu_tests;
 pub mod machine;
 pub mod mapped_file;
+pub mod profiler;
 pub mod runtime;
 pub mod tensor_bytes;
 

@@ -115,6 +115,13 @@ fn load_cuda() -> Cuda {
     }
 }
 
+/// Waits until a GPU has done what it was given; a CPU has by the time an operation returns.
+pub fn synchronize(device: Device) {
+    if let Device::Cuda(index) = device {
+        tch::Cuda::synchronize(index as i64);
+    }
+}
+
 /// Whether bf16 products on `device` are faster than f32 ones: on GPUs, and on CPUs with AMX.
 pub fn has_fast_bf16(device: Device) -> bool {
     match device {

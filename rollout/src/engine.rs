@@ -222,6 +222,7 @@ impl<'a> Engine<'a> {
         };
         let start = Instant::now();
         let is_decode = matches!(step, Step::Decode { .. });
+        let _range = kernels::profiler::range(if is_decode { "decode" } else { "prefill" });
         let num_finished = match step {
             Step::Admit(admissions) => match self.start(&admissions) {
                 Some(next) => self.postprocess(next)?,

@@ -1,22 +1,25 @@
 //! How fast a model computes here, and how fast it could at most.
 //!
 //! First the machine's ceilings are measured ([`ceilings`]), then what a run spends its time on
-//! ([`workloads`]). Each row tells the operations and bytes that the work needs at least ([`work`]),
+//! ([`workloads`], [`grpo`]). Each row tells the operations and bytes that the work needs at least ([`work`]),
 //! the time those take at the ceilings, and the share of that limit which was reached. How time and
 //! memory grow with the length of a document is a table of its own ([`context`]).
 
 pub mod ceilings;
 mod context;
+pub mod grpo;
 pub mod shapes;
 pub mod timing;
 pub mod work;
 pub mod workloads;
 
-use kernels::tch::Kind;
+use kernels::gpu_memory;
+use kernels::tch::{Device, Kind};
 
-use self::ceilings::{Ceilings, PRODUCTS, product_rate, read_rate};
+use self::ceilings::{Ceilings, copy_rate, product_rate, products, read_rate};
+use self::grpo::{GrpoWork, RolloutSecs, grpo_work};
 use self::work::Work;
-use self::workloads::{GRPO_SHAPE, NEW_TOKENS, PREFILL_TOKENS, Subject, TRAIN_DOCUMENTS};
+use self::workloads::{NEW_TOKENS, PREFILL_TOKENS, Subject, TRAIN_DOCUMENTS};
 use crate::error::TrainerError;
 
 /// Sequences decoded at once.
@@ -31,8 +34,11 @@ pub enum Part {
     Decode,
     /// Forward, backward and AdamW on 1024 packed tokens
     Train,
-    /// 8 prompts x 8 samples of 24 tokens, and learning from them
-    Grpo,
+    /// Sampling alone of a GRPO step (--prompts, --group, --prompt-tokens, --new-tokens)
+    Rollout,
+    /// A whole GRPO step: sampling, and learning from what was sampled
+    #[value(alias = "grpo")]
+    Step,
     /// Matrix products in f32 and bf16
     Products,
     /// Training on one document of 1K, 4K and 16K tokens, sparse and dense: time and memory
@@ -44,7 +50,7 @@ pub const USUAL_PARTS: [Part; 5] = [
     Part::Prefill,
     Part::Decode,
     Part::Train,
-    Part::Grpo,
+    Part::Step,
     Part::Products,
 ];
 
@@ -65,7 +71,7 @@ pub fn run<E: From<TrainerError>>(
         if kind != own_kind && !parts.contains(&Part::Products) {
             continue;
         }
-        for size in PRODUCTS {
+        for &size in products(device) {
             let rate = product_rate(size, kind, device, timing);
             if kind == own_kind {
                 flops_per_sec = flops_per_sec.max(rate);
@@ -75,20 +81,22 @@ pub fn run<E: From<TrainerError>>(
             print(&format!("{name:<32}{:>10.3} TFLOP/s", rate / 1e12))?;
         }
     }
-    let bytes_per_sec = read_rate(device, timing);
-    print(&format!(
-        "{:<32}{:>10.2} GB/s\n",
-        "memory read",
-        bytes_per_sec / 1e9
-    ))?;
+    let mut bytes_per_sec = 0.0_f64;
+    for (name, rate) in [
+        ("memory read", read_rate(device, timing)),
+        ("memory copy, read + written", copy_rate(device, timing)),
+    ] {
+        bytes_per_sec = bytes_per_sec.max(rate);
+        print(&format!("{name:<32}{:>10.2} GB/s", rate / 1e9))?;
+    }
     let ceilings = Ceilings {
         flops_per_sec,
         bytes_per_sec,
     };
 
-    let work_parts = [Part::Prefill, Part::Decode, Part::Train, Part::Grpo];
-    if work_parts.iter().any(|part| parts.contains(part)) {
-        print(&header())?;
+    let without_rows = [Part::Products, Part::Context];
+    if parts.iter().any(|part| !without_rows.contains(part)) {
+        print(&format!("\n{}", header()))?;
     }
     let mut row = |name: &str, tokens: usize, secs: f64, work: Work| {
         print(&line(name, tokens, secs, work, ceilings))
@@ -111,29 +119,110 @@ pub fn run<E: From<TrainerError>>(
         let work = workloads::train_work(subject);
         row(&name, tokens, subject.train()?, work)?;
     }
-    if parts.contains(&Part::Grpo) {
-        let [rollout_secs, learning_secs] = subject.grpo()?;
-        let [rollout, learning] = workloads::grpo_work(subject);
-        let [prompts, group, _] = GRPO_SHAPE;
-        let tokens = prompts * group * NEW_TOKENS;
-        let name = format!("GRPO step, {prompts}x{group} samples");
-        let secs = rollout_secs + learning_secs;
-        let limit = ceilings.secs(rollout) + ceilings.secs(learning);
-        print(&columns(&name, None, secs, rollout + learning, limit))?;
-        print(&line("  rollout", tokens, rollout_secs, rollout, ceilings))?;
-        print(&line(
-            "  learning",
-            tokens,
-            learning_secs,
-            learning,
-            ceilings,
-        ))?;
+    if parts.contains(&Part::Rollout) {
+        gpu_memory::reset_peak(device).map_err(TrainerError::from)?;
+        let secs = subject.rollout()?;
+        rollout_rows("rollout", subject, secs, grpo_work(subject), ceilings)
+            .iter()
+            .try_for_each(|row| print(row))?;
+        print_gpu_memory(device, &mut print)?;
+    }
+    if parts.contains(&Part::Step) {
+        gpu_memory::reset_peak(device).map_err(TrainerError::from)?;
+        step_rows(subject, ceilings)?
+            .iter()
+            .try_for_each(|row| print(row))?;
+        print_gpu_memory(device, &mut print)?;
     }
     if parts.contains(&Part::Context) {
         context::run(subject, &mut print)?;
     }
     let peak = kernels::runtime::peak_memory_bytes() as f64 / 1e9;
     print(&format!("\n{:<32}{peak:>10.2} GB", "peak memory"))
+}
+
+/// A whole step, its phases, and how far sampler and learner agree.
+fn step_rows(subject: &Subject, ceilings: Ceilings) -> Result<Vec<String>, TrainerError> {
+    let (shape, work) = (subject.shape, grpo_work(subject));
+    let step = subject.step()?;
+    let total = step.rollout.total() + step.learning_secs;
+    let sampling = work.prefill + work.decode;
+    let limit = ceilings.secs(sampling) + ceilings.secs(work.learning);
+    let name = format!("step, {}x{} samples", shape.prompts, shape.group);
+    let mut rows = vec![columns(&name, None, total, sampling + work.learning, limit)];
+    rows.extend(rollout_rows(
+        "  rollout",
+        subject,
+        step.rollout,
+        work,
+        ceilings,
+    ));
+    let learning = step.learning_secs;
+    let forwarded = step.forwarded_tokens;
+    rows.push(line(
+        "  learning",
+        forwarded,
+        learning,
+        work.learning,
+        ceilings,
+    ));
+    let whole = shape.sequence_tokens() as f64 / learning;
+    rows.push(format!("{:<27}{whole:>10.1}", "    prompt + completion"));
+    let [mean, largest] = step.logprob_gap;
+    let gap = "  |log-prob sampler - learner|";
+    rows.push(format!("{gap:<32}mean {mean:.2e}, largest {largest:.2e}"));
+    Ok(rows)
+}
+
+/// A rollout in completion tokens a second, and its parts: prompt tokens, tokens of decode steps.
+fn rollout_rows(
+    name: &str,
+    subject: &Subject,
+    secs: RolloutSecs,
+    work: GrpoWork,
+    ceilings: Ceilings,
+) -> [String; 3] {
+    let shape = subject.shape;
+    let row = |name: &str, tokens, secs, work| line(name, tokens, secs, work, ceilings);
+    let decoded = shape.samples() * (shape.new_tokens - 1);
+    let indent = " ".repeat(name.len() - name.trim_start().len() + 2);
+    [
+        row(
+            name,
+            shape.completion_tokens(),
+            secs.total(),
+            work.prefill + work.decode,
+        ),
+        row(
+            &format!("{indent}prefill"),
+            shape.prompts * shape.prompt_tokens,
+            secs.prefill,
+            work.prefill,
+        ),
+        row(
+            &format!("{indent}decode"),
+            decoded,
+            secs.decode,
+            work.decode,
+        ),
+    ]
+}
+
+/// Most memory of a GPU since its peak was reset; nothing for a CPU.
+fn print_gpu_memory<E: From<TrainerError>>(
+    device: Device,
+    print: &mut impl FnMut(&str) -> Result<(), E>,
+) -> Result<(), E> {
+    let peak = gpu_memory::peak(device).map_err(TrainerError::from)?;
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    peak.map_or(Ok(()), |peak| {
+        print(&format!(
+            "{:<32}in use {:.2}, reserved {:.2} GiB",
+            "  peak GPU memory",
+            gib(peak.allocated_bytes),
+            gib(peak.reserved_bytes)
+        ))
+    })
 }
 
 /// The name of a compute type.

@@ -37,6 +37,12 @@ pub enum TrainerError {
     /// Optimizer.
     #[error(transparent)]
     Optimizer(#[from] OptimizerError),
+    /// Device layer.
+    #[error(transparent)]
+    Kernel(#[from] kernels::KernelError),
+    /// Recording a profile.
+    #[error(transparent)]
+    Profile(#[from] kernels::profiler::ProfileError),
     /// The operating system refused.
     #[error("{path}: {source}")]
     Io {

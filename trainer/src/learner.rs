@@ -7,6 +7,7 @@
 
 use std::time::Instant;
 
+use kernels::profiler::range;
 use kernels::tch::{self, Kind, Tensor};
 use model::{Attention, ForwardOptions, Routing, Selection, Transformer};
 use rollout::Group;
@@ -56,6 +57,7 @@ pub fn text_step(
     objective: TextObjective,
     learning_rate: f64,
 ) -> Result<TextStep, TrainerError> {
+    let _learn = range("learn");
     let batches = batch::pack_text(documents, config.micro_batch_tokens, policy.device())?;
     let num_tokens: i64 = batches.iter().map(|batch| batch.input.num_tokens()).sum();
     let num_layers = policy.config().num_hidden_layers as f64;
@@ -92,6 +94,7 @@ pub fn text_step(
         step.key_share += output.key_share * batch.input.num_tokens() as f64 / num_tokens as f64;
         Tensor::stack(&losses, 0).sum(Kind::Float).backward();
     }
+    let _optimizer = range("optimizer");
     step.norms = optimizer.step(&policy.parameters(), learning_rate)?;
     policy.publish();
     Ok(step)
@@ -167,6 +170,7 @@ impl GrpoLearner<'_> {
         advantages: &[Vec<Option<f64>>],
         learning_rate: impl Fn(usize) -> f64,
     ) -> Result<GrpoStep, TrainerError> {
+        let _learn = range("learn");
         let mut step = GrpoStep::default();
         let per_mini_batch = groups.len().div_ceil(self.stage.mini_batches);
         let mini_batches = groups
@@ -184,6 +188,7 @@ impl GrpoLearner<'_> {
             }
             step.num_tokens += num_tokens as usize;
             let rate = learning_rate(index);
+            let _optimizer = range("optimizer");
             step.norms = optimizer.step(&self.policy.parameters(), rate)?;
             step.learning_rate = Some(rate);
             step.optimizer_steps += 1;
@@ -232,6 +237,7 @@ impl GrpoLearner<'_> {
         step: &mut GrpoStep,
     ) -> Result<(), TrainerError> {
         let ref_logprobs = self.reference.map(|reference| {
+            let _reference = range("reference");
             let start = Instant::now();
             let logprobs = tch::no_grad(|| self.logprobs(reference, batch, Routing::Free, false).0);
             *step.reference_secs.get_or_insert(0.0) += start.elapsed().as_secs_f64();

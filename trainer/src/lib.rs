@@ -41,6 +41,7 @@ pub mod schedule;
 pub mod session;
 pub mod stages;
 pub mod step_log;
+pub mod step_profile;
 pub mod summary;
 pub mod text;
 pub mod without_effect;

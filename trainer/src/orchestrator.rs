@@ -7,6 +7,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use kernels::profiler::range;
+
 use crate::checkpoint::{Checkpoints, Contents, manifest};
 use crate::config::{RunConfig, StageConfig};
 use crate::config_file::ConfigError;
@@ -22,6 +24,7 @@ use crate::run_folder::{RunFolder, RunFolderError};
 use crate::session::{Session, salvage};
 use crate::stages;
 use crate::step_log::StepLog;
+use crate::step_profile::StepProfile;
 
 /// Checkpoint files of an exported model hold at most this much.
 pub(crate) const EXPORT_SHARD_BYTES: usize = 4 << 30;
@@ -35,7 +38,8 @@ pub enum Outcome {
     Stopped,
 }
 
-/// Runs `config` in `folder` until it is complete or `stop` is set; `exporter` is shown every step.
+/// Runs `config` in `folder` until it is complete or `stop` is set; `exporter` is shown every step, and
+/// `profile` records its one.
 ///
 /// # Errors
 /// Whatever stops the run; the checkpoints written so far stay.
@@ -44,6 +48,7 @@ pub fn run(
     folder: &RunFolder,
     stop: &AtomicBool,
     exporter: Option<Exporter>,
+    profile: Option<&StepProfile>,
 ) -> Result<Outcome, TrainerError> {
     let mut run = Run::open(config, folder, stop, exporter)?;
     while let Some(stage) = run.session.stage() {
@@ -51,7 +56,12 @@ pub fn run(
         if run.session.state.step_in_stage == 0 {
             run.begin_stage(stage)?;
         }
-        if let Err(error) = run.step(stage) {
+        let recorded = profile.filter(|profile| profile.is_due(&run.session.state));
+        let stepped = match recorded {
+            Some(profile) => profile.record(run.session.policy.device(), || run.step(stage)),
+            None => run.step(stage),
+        };
+        if let Err(error) = stepped {
             run.leave_behind();
             return Err(error);
         }
@@ -219,6 +229,7 @@ impl<'a> Run<'a> {
     }
 
     fn evaluate_into(&self, metrics: &mut StepMetrics) -> Result<(), TrainerError> {
+        let _evaluation = range("evaluation");
         if self.session.config.evaluation.prompts > 0 {
             let evaluation = evaluate(&self.session)?;
             metrics.held_out_pass_rate = evaluation.pass_rate;
@@ -238,6 +249,7 @@ impl<'a> Run<'a> {
 
     /// Saves a checkpoint; at a stage's end the optimizer is done with and stays out.
     fn save(&mut self, stage_is_over: bool) -> Result<(), TrainerError> {
+        let _checkpoint = range("checkpoint");
         let start = Instant::now();
         // The lines are on disk before the checkpoint that covers them: a resume drops later ones only.
         self.log.sync()?;

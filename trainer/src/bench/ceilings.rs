@@ -1,4 +1,4 @@
-//! What the machine can do at most, measured: matrix products and reads of memory.
+//! What the machine can do at most, measured: matrix products, reads and copies of memory.
 //!
 //! Both run through the library that the model computes with, on the same threads.
 
@@ -7,18 +7,23 @@ use kernels::tch::{Device, Kind, Tensor};
 use super::timing::{Timing, rate};
 use super::work::{self, Work};
 
-/// Rows, inner size and columns: a small and a large batch through SmolLM2-135M's feed-forward, and
-/// a product large enough for the highest rate.
-pub const PRODUCTS: [[i64; 3]; 3] = [[32, 576, 1536], [1024, 576, 1536], [2048, 2048, 2048]];
+/// Rows, inner size and columns: a small and a large batch through SmolLM2-135M's feed-forward, a
+/// product large enough for the highest rate of a few cores, and one for that of a GPU.
+const PRODUCTS: [[i64; 3]; 4] = [
+    [32, 576, 1536],
+    [1024, 576, 1536],
+    [2048, 2048, 2048],
+    [8192, 8192, 8192],
+];
 /// Large against every cache, so that reads come from memory.
-const READ_BYTES: i64 = 1 << 30;
+const MEMORY_BYTES: i64 = 1 << 30;
 
 /// Rates that nothing on this machine exceeds.
 #[derive(Clone, Copy, Debug)]
 pub struct Ceilings {
     /// Floating-point operations a second, in the type that the model computes in.
     pub flops_per_sec: f64,
-    /// Bytes read a second.
+    /// Bytes read and written a second, by reading alone or by copying, whichever is faster.
     pub bytes_per_sec: f64,
 }
 
@@ -26,6 +31,15 @@ impl Ceilings {
     /// Seconds that `work` takes at least: its operations and its transfers may overlap.
     pub fn secs(&self, work: Work) -> f64 {
         (work.flops / self.flops_per_sec).max(work.bytes / self.bytes_per_sec)
+    }
+}
+
+/// The products to measure on `device`: the largest takes a GPU.
+pub fn products(device: Device) -> &'static [[i64; 3]] {
+    if device.is_cuda() {
+        &PRODUCTS
+    } else {
+        &PRODUCTS[..3]
     }
 }
 
@@ -45,11 +59,25 @@ pub fn product_rate(size: [i64; 3], kind: Kind, device: Device, timing: Timing) 
 
 /// Bytes a second of a sum over 1 GiB of f32.
 pub fn read_rate(device: Device, timing: Timing) -> f64 {
-    let numbers = Tensor::ones([READ_BYTES / 4], (Kind::Float, device));
-    rate(timing, READ_BYTES as f64, |times| {
-        for _ in 0..times {
-            wait_for(&numbers.sum(Kind::Float));
+    let numbers = Tensor::ones([MEMORY_BYTES / 4], (Kind::Float, device));
+    rate(timing, MEMORY_BYTES as f64, |times| {
+        let mut last = numbers.sum(Kind::Float);
+        for _ in 1..times {
+            last = numbers.sum(Kind::Float);
         }
+        wait_for(&last);
+    })
+}
+
+/// Bytes a second of copying 1 GiB within the device, read and written.
+pub fn copy_rate(device: Device, timing: Timing) -> f64 {
+    let from = Tensor::ones([MEMORY_BYTES / 4], (Kind::Float, device));
+    let mut to = from.zeros_like();
+    rate(timing, 2.0 * MEMORY_BYTES as f64, |times| {
+        for _ in 0..times {
+            to.copy_(&from);
+        }
+        wait_for(&to);
     })
 }
 

@@ -1,28 +1,24 @@
-//! What a run spends its time on, on random tokens: prefill, decode, training, a GRPO step.
+//! What a run spends its time on, on random tokens: prefill, decode, training. GRPO is in [`super::grpo`].
 //!
 //! Each returns seconds. Results are read by the host before the clock stops, so that a GPU has
-//! finished. Lengths are forced: no token ends a completion, every group counts.
+//! finished.
 
-use std::sync::Arc;
-
-use environments::{Family, FamilyKey, Split, Tasks};
 use kernels::tch::Tensor;
 use model::{Attention, ForwardOptions, KvCache, ModelConfig, Routing, Transformer};
 use rollout::sampler::sample_batch;
-use rollout::{
-    GenerationSettings, GradingConfig, GuardedGrader, Prompt, SamplingConfig, Vocabulary, draws,
-};
+use rollout::{GradingConfig, SamplingConfig, Vocabulary, draws};
 
 use super::ceilings::wait_for;
+use super::grpo::GrpoShape;
 use super::timing::{Timing, median_parts, secs};
 use super::work::{self, Tokens, Work};
 use crate::batch::TextDocument;
 use crate::config::{
-    CheckpointConfig, Compute, Decay, EvaluationConfig, GrpoConfig, LearningRate, OptimizerConfig,
-    PolicyConfig, PolicySource, RunConfig, TextConfig,
+    CheckpointConfig, Compute, EvaluationConfig, OptimizerConfig, PolicyConfig, PolicySource,
+    RunConfig, TextConfig,
 };
 use crate::error::TrainerError;
-use crate::learner::{self, GrpoLearner, TextObjective};
+use crate::learner::{self, TextObjective};
 use crate::optimizer::AdamW;
 
 /// Tokens of the prefill.
@@ -33,10 +29,8 @@ pub const DECODE_CONTEXT: usize = 64;
 pub const NEW_TOKENS: usize = 24;
 /// Documents of the training step and their tokens: 1024 together.
 pub const TRAIN_DOCUMENTS: [usize; 2] = [8, 128];
-/// Prompts of the GRPO step, samples of each, and tokens of a prompt.
-pub const GRPO_SHAPE: [usize; 3] = [8, 8, 30];
 /// Small enough that repeated steps leave the weights as they are for all that speed depends on.
-const LEARNING_RATE: f64 = 1e-7;
+pub(super) const LEARNING_RATE: f64 = 1e-7;
 
 /// The policy to measure.
 #[derive(Clone, Copy, Debug)]
@@ -47,10 +41,12 @@ pub struct Subject<'a> {
     pub attention: Attention,
     /// How often to measure.
     pub timing: Timing,
+    /// Batch and micro-batches of GRPO; micro-batches and checkpointing of the training step too.
+    pub shape: GrpoShape,
 }
 
 impl Subject<'_> {
-    fn config(&self) -> &ModelConfig {
+    pub(super) fn config(&self) -> &ModelConfig {
         self.policy.config()
     }
 
@@ -125,7 +121,7 @@ impl Subject<'_> {
             language_loss: true,
             indexer_loss: false,
         };
-        self.train_on(TRAIN_DOCUMENTS, objective, &run_config())
+        self.train_on(TRAIN_DOCUMENTS, objective, &run_config(&self.shape))
     }
 
     /// One step on one document of `len` tokens, each layer computed again in the backward pass.
@@ -140,7 +136,7 @@ impl Subject<'_> {
         let config = RunConfig {
             activation_checkpointing: true,
             micro_batch_tokens: len,
-            ..run_config()
+            ..run_config(&self.shape)
         };
         self.train_on([1, len], objective, &config)
     }
@@ -177,82 +173,7 @@ impl Subject<'_> {
         Ok(secs)
     }
 
-    /// One GRPO step without a reference policy: seconds of the rollout and of learning from it.
-    ///
-    /// # Errors
-    /// Sampling, or gradients that are not finite.
-    pub fn grpo(&self) -> Result<[f64; 2], TrainerError> {
-        let [num_prompts, group_size, prompt_len] = GRPO_SHAPE;
-        let (config, stage) = (run_config(), grpo_config());
-        let settings = GenerationSettings {
-            sampling: SamplingConfig {
-                max_new_tokens: NEW_TOKENS,
-                ..SamplingConfig::default()
-            },
-            attention: self.attention,
-            stop_tokens: Vec::new(),
-            vocabulary: Vocabulary::all(self.config().vocab_size),
-            seed: 0,
-            policy_version: 0,
-            max_batch_sequences: num_prompts * group_size,
-            record_selection: false,
-        };
-        let learner = GrpoLearner {
-            config: &config,
-            stage: &stage,
-            attention: self.attention,
-            policy: self.policy,
-            reference: None,
-            policy_version: 0,
-        };
-        // Random text earns nothing; these advantages let every group be learnt from.
-        let signs = [Some(0.5), Some(-0.5)].into_iter().cycle();
-        let advantages = vec![signs.take(group_size).collect(); num_prompts];
-        let mut optimizer = AdamW::new(&config.optimizer);
-        let grader = GuardedGrader::new(Arc::new(Tasks::default()), &config.grading);
-        median_parts(self.timing, || {
-            let prompts: Vec<Prompt> = (0..num_prompts as u64)
-                .map(|id| self.prompt(id, prompt_len))
-                .collect();
-            let mut rollout = None;
-            let rollout_secs = secs(|| {
-                rollout = Some(rollout::sample_groups(
-                    self.policy,
-                    prompts,
-                    group_size,
-                    &settings,
-                    &|_| String::new(),
-                    &grader,
-                    &mut |_, _| {},
-                ));
-            });
-            let (groups, _) = rollout.expect("assigned above")?;
-            let mut taken = Ok(());
-            let learning_secs = secs(|| {
-                taken = learner
-                    .step(&mut optimizer, &groups, &advantages, |_| LEARNING_RATE)
-                    .map(|_| ());
-            });
-            taken.map(|()| [rollout_secs, learning_secs])
-        })
-    }
-
-    fn prompt(&self, id: u64, len: usize) -> Prompt {
-        Prompt {
-            id,
-            task: FamilyKey {
-                family: Family::Sums,
-                split: Split::Train,
-                level: 1,
-                seed: id,
-            }
-            .into(),
-            question: String::new(),
-            tokens: self.random_tokens(id, len),
-        }
-    }
-
-    fn random_tokens(&self, document: u64, len: usize) -> Vec<u32> {
+    pub(super) fn random_tokens(&self, document: u64, len: usize) -> Vec<u32> {
         let vocab = self.config().vocab_size as f64;
         (0..len as u64)
             .map(|position| (draws::uniform(1, document, 0, position) * vocab) as u32)
@@ -286,24 +207,7 @@ pub fn train_work(subject: &Subject) -> Work {
     work::training_step(config, subject.policy.kind(), tokens)
 }
 
-/// What [`Subject::grpo`] needs: the rollout, and learning from it. The first token comes from the
-/// prefill; the last one is never forwarded; a group's prompt is trained on once.
-pub fn grpo_work(subject: &Subject) -> [Work; 2] {
-    let [num_prompts, group_size, prompt_len] = GRPO_SHAPE;
-    let (config, kind) = (subject.config(), subject.policy.kind());
-    let samples = num_prompts * group_size;
-    let prompts = (0..num_prompts).flat_map(|_| 0..prompt_len);
-    let prompts = Tokens::at(prompts, num_prompts, config, subject.attention);
-    let rollout = work::forward(config, kind, prompts)
-        + decode_steps(subject, samples, prompt_len, NEW_TOKENS - 1);
-    let branch = || prompt_len..prompt_len + NEW_TOKENS - 1;
-    let group = || (0..prompt_len).chain((0..group_size).flat_map(move |_| branch()));
-    let positions = (0..num_prompts).flat_map(|_| group());
-    let tokens = Tokens::at(positions, samples * NEW_TOKENS, config, subject.attention);
-    [rollout, work::training_step(config, kind, tokens)]
-}
-
-fn decode_steps(subject: &Subject, batch: usize, context: usize, steps: usize) -> Work {
+pub(super) fn decode_steps(subject: &Subject, batch: usize, context: usize, steps: usize) -> Work {
     let (config, kind) = (subject.config(), subject.policy.kind());
     (context..context + steps)
         .map(|held| work::decode(config, kind, subject.attention, batch, held))
@@ -311,7 +215,7 @@ fn decode_steps(subject: &Subject, batch: usize, context: usize, steps: usize) -
 }
 
 /// The defaults of a run; what names files or stages is not read here.
-fn run_config() -> RunConfig {
+pub(super) fn run_config(shape: &GrpoShape) -> RunConfig {
     RunConfig {
         name: "bench".to_string(),
         seed: 0,
@@ -327,31 +231,8 @@ fn run_config() -> RunConfig {
         evaluation: EvaluationConfig::default(),
         checkpoints: CheckpointConfig::default(),
         compute: Compute::Auto,
-        micro_batch_tokens: 2048,
-        activation_checkpointing: false,
+        micro_batch_tokens: shape.micro_batch_tokens,
+        activation_checkpointing: shape.activation_checkpointing,
         threads: 0,
-    }
-}
-
-fn grpo_config() -> GrpoConfig {
-    let [prompts_per_step, group_size, _] = GRPO_SHAPE;
-    GrpoConfig {
-        steps: 1,
-        prompts_per_step,
-        group_size,
-        mini_batches: 1,
-        learning_rate: LearningRate {
-            peak: LEARNING_RATE,
-            warmup_steps: 0,
-            decay: Decay::Constant,
-        },
-        clip_epsilon: 0.2,
-        kl_beta: 0.0,
-        off_policy_delta: Some(0.1),
-        keep_routing: true,
-        keep_sampling_mask: true,
-        train_indexer: false,
-        max_invalid_share: 1.0,
-        asynchronous: None,
     }
 }

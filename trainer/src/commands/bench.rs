@@ -1,9 +1,12 @@
 //! `baleen bench`: how fast a model computes on this machine, against what the machine can do.
 
+use std::path::PathBuf;
+
 use model::DsaConfig;
 
 use super::model_arguments::{LoadedModel, ModelArguments, parse_dsa, parse_upcycle};
 use super::{Failure, output};
+use crate::bench::grpo::GrpoShape;
 use crate::bench::timing::Timing;
 use crate::bench::workloads::Subject;
 use crate::bench::{self, Part};
@@ -15,8 +18,9 @@ use crate::config::{PolicyConfig, PolicySource, UpcycleConfig};
 MODEL may also be smollm2-135m: random weights of that model's shape, no file needed; or
 deepseek-v32-layer: one layer of DeepSeek-V3.2 in small.
 Columns: what was measured, the operations and bytes that the work needs at least, the time those
-take at the measured ceilings (the longer of both), and the share of that limit reached.
-docs/benchmarks.md has the formulas.")]
+take at the measured ceilings (the longer of both), and the share of that limit reached. Tokens a
+second: completion tokens of a rollout, prompt tokens of its prefill; of learning those forwarded, and
+below prompt + completion of every sample. docs/benchmarks.md has the formulas.")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArguments,
@@ -26,12 +30,62 @@ pub struct Args {
     /// Attach a lightning indexer, untrained: heads=4,dim=32,topk=16
     #[arg(long, value_parser = parse_dsa, value_name = "heads=H,dim=D,topk=K")]
     dsa: Option<DsaConfig>,
-    /// Measure only these [default: all but context]
+    /// Measure only these [default: all but context and rollout]
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
+    #[command(flatten)]
+    shape: ShapeArguments,
     /// One run of each measurement instead of the median of three
     #[arg(long)]
     quick: bool,
+    /// Write the timeline of one more GRPO step there, for ui.perfetto.dev
+    #[arg(long, value_name = "FILE")]
+    profile: Option<PathBuf>,
+}
+
+/// The batch of a GRPO step.
+#[derive(Debug, clap::Args)]
+struct ShapeArguments {
+    /// Prompts of a rollout or step
+    #[arg(long, value_name = "N", default_value_t = GrpoShape::default().prompts, value_parser = count)]
+    prompts: usize,
+    /// Samples of each prompt
+    #[arg(long, value_name = "N", default_value_t = GrpoShape::default().group, value_parser = count)]
+    group: usize,
+    /// Tokens of a prompt
+    #[arg(long, value_name = "N", default_value_t = GrpoShape::default().prompt_tokens, value_parser = count)]
+    prompt_tokens: usize,
+    /// Tokens of every completion
+    #[arg(long, value_name = "N", default_value_t = GrpoShape::default().new_tokens, value_parser = count)]
+    new_tokens: usize,
+    /// Tokens forwarded at once in learning, of step and train
+    #[arg(long, value_name = "N", default_value_t = GrpoShape::default().micro_batch_tokens, value_parser = count)]
+    micro_batch_tokens: usize,
+    /// Compute each layer again in the backward pass, of step and train
+    #[arg(long)]
+    activation_checkpointing: bool,
+}
+
+impl ShapeArguments {
+    fn shape(&self) -> GrpoShape {
+        GrpoShape {
+            prompts: self.prompts,
+            group: self.group,
+            prompt_tokens: self.prompt_tokens,
+            new_tokens: self.new_tokens,
+            micro_batch_tokens: self.micro_batch_tokens,
+            activation_checkpointing: self.activation_checkpointing,
+        }
+    }
+}
+
+/// A number of things, at least one.
+fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("at least 1".to_string()),
+        Ok(number) => Ok(number),
+        Err(_) => Err("not a whole number".to_string()),
+    }
 }
 
 /// Measures and prints line by line.
@@ -68,12 +122,17 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         timing: Timing {
             repeats: if args.quick { 1 } else { 3 },
         },
+        shape: args.shape.shape(),
     };
     let parts = match args.only.as_slice() {
         [] => &bench::USUAL_PARTS,
         only => only,
     };
-    bench::run(&subject, parts, print)
+    bench::run(&subject, parts, print)?;
+    match &args.profile {
+        Some(path) => subject.profiled_step(path).map_err(Failure::from),
+        None => Ok(()),
+    }
 }
 
 fn load(args: &Args) -> Result<LoadedModel, Failure> {

@@ -4,6 +4,8 @@ use std::error::Error;
 use std::fmt;
 use std::process::ExitCode;
 
+use kernels::profiler::ProfileError;
+
 use crate::checkpoint::CheckpointError;
 use crate::config_file::ConfigError;
 use crate::error::TrainerError;
@@ -135,7 +137,10 @@ impl From<TrainerError> for Failure {
             | TrainerError::NotReplayable { .. }
             | TrainerError::NoStopToken) => Failure::usage(error),
             error @ (TrainerError::RunCheckpoint(CheckpointError::Io { .. })
-            | TrainerError::Io { .. }) => Failure::running(error).hint(DISK_HINT),
+            | TrainerError::Io { .. }
+            | TrainerError::Profile(ProfileError::Io { .. })) => {
+                Failure::running(error).hint(DISK_HINT)
+            }
             other => Failure::running(other),
         }
     }

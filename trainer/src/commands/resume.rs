@@ -53,7 +53,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if config != saved {
         folder.write_config(&config)?;
     }
-    train::work(&config, &folder, endpoint)
+    train::work(&config, &folder, endpoint, None)
 }
 
 /// The last stage can be made longer only before it ends: its optimizer is not kept beyond.

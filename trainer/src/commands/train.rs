@@ -9,6 +9,7 @@ use crate::metrics;
 use crate::orchestrator::{self, Outcome};
 use crate::prometheus::Endpoint;
 use crate::run_folder::RunFolder;
+use crate::step_profile::StepProfile;
 use crate::summary;
 use crate::text;
 
@@ -29,6 +30,10 @@ pub struct Args {
     /// Answer Prometheus at this address, such as 127.0.0.1:9464, while the run works
     #[arg(long, value_name = "ADDRESS")]
     prometheus: Option<String>,
+    /// Write the timeline of one step there, for ui.perfetto.dev: the third of the first grpo stage, or
+    /// of the first stage where there is no grpo; the last step of a shorter one
+    #[arg(long, value_name = "FILE")]
+    profile: Option<PathBuf>,
 }
 
 /// Starts the run, or only shows it.
@@ -43,8 +48,17 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         None => Path::new("runs").join(&config.name),
     };
     let endpoint = args.prometheus.as_deref().map(endpoint).transpose()?;
+    let profile = args.profile.as_deref().map(|path| profile(path, &config));
+    let profile = profile.transpose()?;
     let folder = RunFolder::create(&root, &config)?;
-    work(&config, &folder, endpoint)
+    work(&config, &folder, endpoint, profile.as_ref())
+}
+
+/// Makes the file of a profile, so that one that can't be written costs no run.
+fn profile(path: &Path, config: &RunConfig) -> Result<StepProfile, Failure> {
+    StepProfile::create(path, config).map_err(|error| {
+        Failure::usage(error).hint("name a file in a folder that exists and can be written to")
+    })
 }
 
 /// Takes the address where a run is to answer Prometheus.
@@ -55,12 +69,13 @@ pub fn endpoint(address: &str) -> Result<Endpoint, Failure> {
     })
 }
 
-/// Runs what is left of the run in `folder`, logging into it and answering at `endpoint`, until it is
-/// complete or stopped; what a complete run has come to is printed.
+/// Runs what is left of the run in `folder`, logging into it, answering at `endpoint` and recording
+/// `profile`, until it is complete or stopped; what a complete run has come to is printed.
 pub fn work(
     config: &RunConfig,
     folder: &RunFolder,
     endpoint: Option<Endpoint>,
+    profile: Option<&StepProfile>,
 ) -> Result<(), Failure> {
     logging::start_with_file(&folder.log_path())?;
     let stop = stop::on_signal()?;
@@ -70,7 +85,8 @@ pub fn work(
         endpoint.serve(&config.name)
     });
     let exporter = exporter.transpose().map_err(Failure::running)?;
-    let outcome = orchestrator::run(config, folder, stop, exporter).map_err(Failure::from)?;
+    let outcome =
+        orchestrator::run(config, folder, stop, exporter, profile).map_err(Failure::from)?;
     if outcome == Outcome::Complete {
         let path = folder.metrics_path();
         let steps = metrics::read(&path)

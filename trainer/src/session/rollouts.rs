@@ -16,6 +16,7 @@ impl Session<'_> {
     /// # Errors
     /// A prompt that doesn't fit, logits that are not finite, or a worker that ended.
     pub fn next_rollout(&mut self, stage: &GrpoConfig) -> Result<Option<Rollout>, TrainerError> {
+        let _rollout = kernels::profiler::range("rollout");
         let first = self.state.next_prompt_id;
         let next = first + stage.prompts_per_step as u64;
         let rollout = match &stage.asynchronous {
