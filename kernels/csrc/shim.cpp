@@ -7,6 +7,7 @@
 #include <vector>
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/_flash_attention_forward.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/_fused_adamw.h>
@@ -178,6 +179,17 @@ int baleen_foreach_scale_(Tensor* const* tensors, size_t num_tensors, double fac
   return guarded([&] {
     at::AutoGradMode no_grad(false);
     at::_foreach_mul_(list(tensors, num_tensors), at::Scalar(factor));
+  });
+}
+
+int baleen_flash_attention(Tensor* const* tensors, int64_t longest_query, int64_t longest_key,
+                           double scale, Tensor** result) {
+  return guarded([&] {
+    std::optional<double> own_scale(scale);
+    auto outputs = at::_flash_attention_forward(
+        *tensors[0], *tensors[1], *tensors[2], *tensors[3], *tensors[4], longest_query, longest_key,
+        /*dropout_p=*/0.0, /*is_causal=*/true, /*return_debug_mask=*/false, own_scale);
+    *result = hand_out(std::move(std::get<0>(outputs)));
   });
 }
 

@@ -75,6 +75,11 @@ int baleen_profiler_stop(const char* path);
 void* baleen_range_begin(const char* name);
 void baleen_range_end(void* range);
 
+// Flash attention of sequences of different lengths, causal at the lower right, on a GPU: tensors are q, k, v and the i32
+// starts of the sequences' queries and keys. Differentiable.
+int baleen_flash_attention(baleen_tensor* const* tensors, int64_t longest_query, int64_t longest_key, double scale,
+                           baleen_tensor** result);
+
 #ifdef __cplusplus
 }
 #endif

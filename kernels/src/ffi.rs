@@ -74,6 +74,13 @@ unsafe extern "C" {
         num_tensors: usize,
         result: *mut RawTensor,
     ) -> c_int;
+    pub fn baleen_flash_attention(
+        tensors: *const RawTensor,
+        longest_query: i64,
+        longest_key: i64,
+        scale: f64,
+        result: *mut RawTensor,
+    ) -> c_int;
     pub fn baleen_foreach_scale_(
         tensors: *const RawTensor,
         num_tensors: usize,

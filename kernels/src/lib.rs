@@ -27,6 +27,7 @@ pub mod machine;
 pub mod mapped_file;
 pub mod profiler;
 pub mod runtime;
+pub mod sequences;
 pub mod tensor_bytes;
 
 pub use error::KernelError;

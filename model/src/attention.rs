@@ -8,6 +8,7 @@
 
 use kernels::KernelError;
 use kernels::dsa::Values;
+use kernels::sequences::{SequenceBounds, attend_sequences, gather_rows};
 use kernels::tch::{self, Kind, Tensor};
 
 use crate::config::ModelConfig;
@@ -29,6 +30,9 @@ const SPARSE_TILE: i64 = 256;
 /// Query rows of a document of several tiles whose attention is alive at once: it is computed again
 /// in the backward pass, since the graphs of all tiles together would take O(heads * L * topk).
 const RECOMPUTED_ROWS: i64 = 128;
+
+/// Widest heads that flash attention takes.
+pub(crate) const MAX_FLASH_WIDTH: i64 = 256;
 
 /// What a packed pass wants of the attention of one layer.
 #[derive(Debug)]
@@ -55,6 +59,8 @@ pub(crate) struct CacheWrite<'a> {
     pub(crate) cache: &'a LayerCache,
     /// Slot of each document.
     pub(crate) slots: &'a [usize],
+    /// Slot of each token, `[T]`, where the pack is known by its sequences.
+    pub(crate) token_slots: Option<&'a Tensor>,
 }
 
 /// Result of a packed pass.
@@ -140,6 +146,19 @@ pub(crate) trait MainAttention {
 
     /// Attended values `[L, heads, dv]` to head outputs `[L, heads * v_head_dim]`.
     fn head_outputs(&self, attended: &Tensor, heads: &Heads) -> Tensor;
+
+    /// Heads of a whole pack, all of one width; `None` where the family has no such heads, or they are wider than
+    /// [`MAX_FLASH_WIDTH`].
+    fn pack_heads(&self, _states: &Self::States) -> Option<Heads> {
+        None
+    }
+
+    /// Writes the keys and values of a whole pack, as [`MainAttention::pack_heads`] gave them, by slot and
+    /// position of each token.
+    fn write_prompts(&self, heads: &Heads, slots: &Tensor, positions: &Tensor, cache: &LayerCache) {
+        let _ = (heads, slots, positions, cache);
+        panic!("this family has no heads of a pack");
+    }
 
     /// Writes a document's keys and values to `slot`.
     fn write_prompt(
@@ -279,6 +298,9 @@ impl AttentionLayer {
     ) -> AttentionOutput {
         let states = main.states(h, &pack.rotations.main);
         let index = self.indexer_states(h, main.indexer_input(&states), pack, request, write);
+        if let Some(y) = self.all_sequences(main, &states, pack, request, write) {
+            return PackRecord::default().into_output(y);
+        }
         if let Some(write) = write {
             for (document, &slot) in pack.documents.iter().zip(write.slots) {
                 main.write_prompt(&states, document, write.cache, slot);
@@ -325,6 +347,44 @@ impl AttentionLayer {
             outputs.push(main.head_outputs(&attended, &heads));
         }
         record.into_output(main.output(&Tensor::cat(&outputs, 0)))
+    }
+
+    /// The pass in one call of attention, where no indexer is in play and the pack is known by its sequences.
+    fn all_sequences<M: MainAttention>(
+        &self,
+        main: &M,
+        states: &M::States,
+        pack: &PackContext,
+        request: &AttentionRequest,
+        write: Option<CacheWrite>,
+    ) -> Option<Tensor> {
+        let uses_indexer = self.indexer.is_some()
+            && (request.indexer_loss || write.is_some() || request.attention == Attention::Sparse);
+        let sequences = pack.sequences.as_ref().filter(|_| !uses_indexer)?;
+        let heads = main.pack_heads(states)?;
+        let HeadValues::Own(v) = &heads.v else {
+            return None;
+        };
+        if let Some(write) = write {
+            main.write_prompts(
+                &heads,
+                write.token_slots?,
+                &sequences.positions,
+                write.cache,
+            );
+        }
+        let of_sequences = |x: &Tensor| gather_rows(x, &sequences.key_rows);
+        let bounds = SequenceBounds {
+            query_starts: &sequences.query_starts,
+            key_starts: &sequences.key_starts,
+            longest: sequences.longest,
+        };
+        let attended = of_sequences(&heads.k).and_then(|k| {
+            let v = of_sequences(v)?;
+            attend_sequences(&heads.q, &k, &v, bounds, self.softmax_scale)
+        });
+        let attended = attended.expect("flash attention takes bf16 heads of up to 256");
+        Some(main.output(&main.head_outputs(&attended, &heads)))
     }
 
     /// The indexer's states, where this pass needs them; tracked by autograd only for its loss.

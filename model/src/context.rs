@@ -7,6 +7,7 @@ use kernels::tch::{Device, Kind, Tensor};
 use crate::config::{ModelConfig, YarnConfig};
 use crate::input::{Document, PackedInput};
 use crate::rope::{RopeLayout, Rotation, inverse_frequencies};
+use crate::sequences::Sequences;
 
 /// Rotations of the main heads and of the indexer's heads for one set of tokens.
 #[derive(Debug)]
@@ -55,6 +56,8 @@ pub(crate) struct PackContext {
     pub(crate) documents: Vec<DocumentContext>,
     pub(crate) rotations: Rotations,
     pub(crate) num_tokens: i64,
+    /// Where attention over all documents can be one call: in bf16 on a GPU.
+    pub(crate) sequences: Option<Sequences>,
 }
 
 impl PackContext {
@@ -68,7 +71,17 @@ impl PackContext {
                 .collect(),
             rotations: Rotations::new(config, &input.positions(), kind),
             num_tokens: input.num_tokens(),
+            sequences: (device.is_cuda() && kind == Kind::BFloat16)
+                .then(|| Sequences::new(&input.documents, device)),
         }
+    }
+
+    /// Slot of each token, `[T]` i64, where the pack is known by its sequences; `slots` has one a document.
+    pub(crate) fn token_slots(&self, slots: &[usize]) -> Option<Tensor> {
+        let sequences = self.sequences.as_ref()?;
+        let slots: Vec<i64> = slots.iter().map(|&slot| slot as i64).collect();
+        let slots = Tensor::from_slice(&slots).to_device(sequences.documents.device());
+        Some(slots.index_select(0, &sequences.documents))
     }
 
     /// Attended over visible keys, averaged over tokens, when each query attends to at most `topk`.

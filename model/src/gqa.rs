@@ -9,7 +9,7 @@ use kernels::decode::attention::Cache;
 use kernels::tch::Tensor;
 use kernels::{KernelError, decode};
 
-use crate::attention::{HeadValues, Heads, MainAttention};
+use crate::attention::{HeadValues, Heads, MAX_FLASH_WIDTH, MainAttention};
 use crate::config::ModelConfig;
 use crate::context::{DecodeContext, DocumentContext};
 use crate::decode_graph::StepRecorder;
@@ -167,6 +167,23 @@ impl MainAttention for GroupedQueryAttention {
 
     fn head_outputs(&self, attended: &Tensor, _heads: &Heads) -> Tensor {
         attended.reshape([-1, self.num_heads * self.head_dim])
+    }
+
+    fn pack_heads(&self, states: &HeadStates) -> Option<Heads> {
+        (self.head_dim <= MAX_FLASH_WIDTH).then(|| Heads {
+            q: states.q.shallow_clone(),
+            k: states.k.shallow_clone(),
+            v: HeadValues::Own(states.v.shallow_clone()),
+        })
+    }
+
+    fn write_prompts(&self, heads: &Heads, slots: &Tensor, positions: &Tensor, cache: &LayerCache) {
+        let (k_cache, v_cache) = heads_of(cache);
+        let at = [Some(slots), None, Some(positions)];
+        let _ = k_cache.shallow_clone().index_put_(&at, &heads.k, false);
+        if let HeadValues::Own(v) = &heads.v {
+            let _ = v_cache.shallow_clone().index_put_(&at, v, false);
+        }
     }
 
     fn write_prompt(

@@ -308,6 +308,7 @@ impl Transformer {
         cache: Option<(&KvCache, &[usize])>,
     ) -> ForwardOutput {
         let pack = Rc::new(PackContext::new(&self.config, input, self.kind));
+        let token_slots = cache.and_then(|(_, slots)| pack.token_slots(slots));
         let mut x = self.embed(&input.tokens);
         let mut indexer_losses = Vec::new();
         let mut records = Vec::new();
@@ -326,6 +327,7 @@ impl Transformer {
             let write = cache.map(|(cache, slots)| CacheWrite {
                 cache: &cache.layers[index],
                 slots,
+                token_slots: token_slots.as_ref(),
             });
             // A pass that writes a cache has no backward to save memory for.
             let output = if options.activation_checkpointing && write.is_none() {
