@@ -21,6 +21,7 @@ mod families;
 mod fsck;
 mod loading;
 mod million_rows;
+mod profile;
 mod program;
 mod prometheus;
 mod reference;

@@ -26,6 +26,8 @@ namespace {
 // Above Kineto's ERROR: where there is no GPU it says so as an error on standard error.
 constexpr int kSilent = 5;
 
+bool is_cpu_only = false;
+
 } // namespace
 
 extern "C" {
@@ -35,8 +37,6 @@ int baleen_profiler_start(int with_gpu) {
     std::set<profiler::ActivityType> activities{profiler::ActivityType::CPU};
     if (with_gpu) {
       activities.insert(profiler::ActivityType::CUDA);
-    } else {
-      libkineto::Logger::severityLevel_ = kSilent;
     }
     torch::profiler::impl::ExperimentalConfig all_threads;
     all_threads.profile_all_threads = true;
@@ -47,11 +47,16 @@ int baleen_profiler_start(int with_gpu) {
     profiler::enableProfiler(config, activities,
                              {at::RecordScope::FUNCTION, at::RecordScope::USER_SCOPE,
                               at::RecordScope::BACKWARD_FUNCTION});
+    is_cpu_only = !with_gpu;
   });
 }
 
 int baleen_profiler_stop(const char* path) {
   return guarded([&] {
+    if (is_cpu_only) {
+      // Only now: Kineto sets its own level as it starts.
+      libkineto::Logger::severityLevel_ = kSilent;
+    }
     auto result = profiler::disableProfiler();
     if (path != nullptr) {
       result->save(path);

@@ -75,7 +75,8 @@ impl Profiler {
             path: path.to_path_buf(),
             source,
         };
-        // libtorch tells nobody when it can't write.
+        check_file(path)?;
+        // libtorch tells nobody when it can't write: then the file stays empty.
         fs::File::create(path).map_err(failed)?;
         let name = CString::new(path.as_os_str().as_encoded_bytes())
             .map_err(|error| failed(error.into()))?;
@@ -110,6 +111,25 @@ impl Drop for Profiler {
             tracing::debug!("{error}");
         }
     }
+}
+
+/// Makes the file `path`, if need be, before there is something to write to it: what it holds stays until
+/// then.
+///
+/// # Errors
+/// A file that can't be written, or something that is no file: libtorch puts a file of its own
+/// in its place.
+pub fn check_file(path: &Path) -> Result<(), ProfileError> {
+    let mut options = fs::OpenOptions::new();
+    let opened = options.create(true).write(true).truncate(false).open(path);
+    let checked = opened.and_then(|file| match file.metadata()?.is_file() {
+        true => Ok(()),
+        false => Err(io::Error::other("it is there and not a regular file")),
+    });
+    checked.map_err(|source| ProfileError::Io {
+        path: path.to_path_buf(),
+        source,
+    })
 }
 
 /// Whether the file ends as a JSON object does.
@@ -190,6 +210,19 @@ mod tests {
         assert!(matches!(error, ProfileError::Io { .. }), "{error}");
         drop(Profiler::start(Device::Cpu).unwrap());
         Profiler::start(Device::Cpu).unwrap().save(&path).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused_and_a_file_keeps_its_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("profile.json");
+        fs::write(&file, "older").unwrap();
+        check_file(&file).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "older");
+        for path in [Path::new("/dev/null"), dir.path()] {
+            let refused = check_file(path);
+            assert!(matches!(refused, Err(ProfileError::Io { .. })), "{path:?}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@
         --new-tokens 256 --micro-batch-tokens 12288
 
 Weights, gradients and AdamW's moments are bf16 here, where baleen keeps them in f32 beside a bf16 copy: that favours
-TRL. Weights are random, prompts are fixed ids, and every completion has exactly --new-tokens tokens (an end token
+TRL. With --f32-weights they are f32, and training computes in bf16 by autocast. Weights are random, prompts are fixed ids, and every completion has exactly --new-tokens tokens (an end token
 can't be drawn before). Temperature 1, no truncation, no reference model (beta = 0), one optimizer step a rollout,
 fused AdamW, activations kept, completions by transformers' generate(). A reward that alternates within a group gives
 every sample an advantage. No file or network is used.
@@ -46,6 +46,7 @@ def arguments():
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=256)
     parser.add_argument("--micro-batch-tokens", type=int, default=12288, help="prompt + completion tokens of a backward pass")
+    parser.add_argument("--f32-weights", action="store_true", help="f32 weights under bf16 autocast")
     parser.add_argument("--warmup", type=int, default=2, help="steps that don't count")
     parser.add_argument("--steps", type=int, default=3, help="steps that count")
     given = parser.parse_args()
@@ -57,7 +58,7 @@ def arguments():
     return given
 
 
-def model():
+def model(dtype):
     """SmolLM2-135M's shape with random weights."""
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE,
@@ -75,7 +76,7 @@ def model():
         bos_token_id=1,
         eos_token_id=2,
     )
-    return LlamaForCausalLM(config).to(torch.bfloat16)
+    return LlamaForCausalLM(config).to(dtype)
 
 
 def tokenizer():
@@ -169,7 +170,7 @@ def main():
             seed=0,
         )
         trainer = GRPOTrainer(
-            model=model(),
+            model=model(torch.float32 if given.f32_weights else torch.bfloat16),
             reward_funcs=alternating,
             args=config,
             train_dataset=Dataset.from_list([{"prompt": text} for text in texts]),
@@ -190,6 +191,7 @@ def main():
         "peer": f"trl {trl.__version__}, transformers {transformers.__version__}, torch {torch.__version__}",
         "device": torch.cuda.get_device_name(),
         "shape": f"{given.prompts}x{given.group}x({given.prompt_tokens}+{given.new_tokens})",
+        "weights": "f32" if given.f32_weights else "bf16",
         "micro_batch_samples": given.micro_batch,
         "step_secs": [round(secs, 3) for secs in steps],
         "step_secs_median": round(statistics.median(steps), 3),

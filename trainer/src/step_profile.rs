@@ -4,10 +4,9 @@
 //! Ranges on the timeline: `step`, in it `rollout` (with `prefill` and `decode` of the engine), `learn`
 //! (with `reference` and `optimizer`), `evaluation` and `checkpoint` where the step has them.
 
-use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 
-use kernels::profiler::{ProfileError, Profiler, range};
+use kernels::profiler::{ProfileError, Profiler, check_file, range};
 use kernels::tch::Device;
 
 use crate::checkpoint::TrainState;
@@ -31,13 +30,7 @@ impl StepProfile {
     /// # Errors
     /// A file that can't be written.
     pub fn create(path: &Path, config: &RunConfig) -> Result<StepProfile, ProfileError> {
-        let mut options = OpenOptions::new();
-        // What is there stays until there is something to replace it.
-        let opened = options.create(true).write(true).truncate(false).open(path);
-        opened.map_err(|source| ProfileError::Io {
-            path: path.to_path_buf(),
-            source,
-        })?;
+        check_file(path)?;
         let (stage, step_in_stage) = recorded_step(config);
         Ok(StepProfile {
             path: path.to_path_buf(),

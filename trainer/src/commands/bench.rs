@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
+use kernels::profiler::check_file;
 use model::DsaConfig;
 
 use super::model_arguments::{LoadedModel, ModelArguments, parse_dsa, parse_upcycle};
-use super::{Failure, output};
+use super::{Failure, output, train};
 use crate::bench::grpo::GrpoShape;
 use crate::bench::timing::Timing;
 use crate::bench::workloads::Subject;
@@ -90,6 +91,9 @@ fn count(text: &str) -> Result<usize, String> {
 
 /// Measures and prints line by line.
 pub fn run(args: &Args) -> Result<(), Failure> {
+    if let Some(path) = &args.profile {
+        check_file(path).map_err(train::no_profile)?;
+    }
     let model = load(args)?;
     let config = model.policy.config();
     let shape = match &config.moe {
@@ -154,4 +158,39 @@ fn load(args: &Args) -> Result<LoadedModel, Failure> {
 
 fn print(line: &str) -> Result<(), Failure> {
     output::print_line(line).map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parsed(words: &str) -> Result<Args, clap::Error> {
+        let line = format!("bench smollm2-135m {words}");
+        Line::try_parse_from(line.split_whitespace()).map(|line| line.args)
+    }
+
+    #[test]
+    fn the_shape_of_a_step_is_taken_from_options() {
+        let args = parsed("--only step,rollout --prompts 64 --new-tokens 256").expect("valid");
+        assert_eq!(args.only, [Part::Step, Part::Rollout]);
+        let shape = GrpoShape {
+            prompts: 64,
+            new_tokens: 256,
+            ..GrpoShape::default()
+        };
+        assert_eq!(args.shape.shape(), shape);
+        let args = parsed("--only grpo").expect("the older name of step");
+        assert_eq!(args.only, [Part::Step]);
+        for wrong in ["--group 0", "--group -1", "--prompt-tokens many"] {
+            assert!(parsed(wrong).is_err(), "{wrong}");
+        }
+    }
 }

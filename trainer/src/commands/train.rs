@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use kernels::profiler::ProfileError;
+
 use super::{Failure, logging, output, plan, stop};
 use crate::config::RunConfig;
 use crate::config_file;
@@ -56,9 +58,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 
 /// Makes the file of a profile, so that one that can't be written costs no run.
 fn profile(path: &Path, config: &RunConfig) -> Result<StepProfile, Failure> {
-    StepProfile::create(path, config).map_err(|error| {
-        Failure::usage(error).hint("name a file in a folder that exists and can be written to")
-    })
+    StepProfile::create(path, config).map_err(no_profile)
+}
+
+/// A profile that can't be written, known before the work.
+pub fn no_profile(error: ProfileError) -> Failure {
+    Failure::usage(error).hint("name a file in a folder that exists and can be written to")
 }
 
 /// Takes the address where a run is to answer Prometheus.
