@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use kernels::tch::{Device, Kind};
 
 use super::{Failure, logging, output};
-use crate::checkpoint::Checkpoints;
+use crate::checkpoint::{Checkpoints, manifest};
 use crate::error::TrainerError;
 use crate::orchestrator::EXPORT_SHARD_BYTES;
 use crate::policy;
@@ -85,6 +85,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         },
         EXPORT_SHARD_BYTES,
     )?;
+    manifest::seal_folder(&args.folder).map_err(TrainerError::from)?;
     output::print_line(&format!(
         "{}: the policy of {} after step {}",
         args.folder.display(),

@@ -197,7 +197,8 @@ impl Figure {
                     "at most {MAX_LOGPROB_GAP_F32:e} nats in f32 and {MAX_LOGPROB_GAP_BF16} in bf16, and not rising \
                      {MAX_LOGPROB_GAP_RISE}-fold"
                 ),
-                "sampler and trainer disagree about one and the same policy: ratios, KL and mask are computed against noise",
+                "sampler and trainer disagree about one and the same policy: ratios, KL and mask are computed against noise. \
+                 Judged only where samples are of the newest version: in asynchronous runs the age itself makes a gap",
             ),
             Figure::Kl => (
                 &["kl"],
