@@ -14,6 +14,11 @@ scripts/setup.sh
 # Tests read some results back with the Python packages that they are made for.
 BALEEN_TEST_PYTHON="$(scripts/test_python.sh)"
 export BALEEN_TEST_PYTHON
+if [ -n "$BALEEN_TEST_PYTHON" ]; then
+    # One of them is the CUDA compiler: tests compile every kernel, without a GPU.
+    packages=$("$BALEEN_TEST_PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    export LD_LIBRARY_PATH="$LD_LIBRARY_PATH:$packages/nvidia/cu13/lib"
+fi
 
 step "documentation names what exists"
 python3 scripts/check_docs.py

@@ -128,7 +128,7 @@ fn crash_at_every_file_operation(mode: Mode) {
         std::fs::remove_dir_all(&run).unwrap();
     }
     println!("{num_crashes} crashes");
-    assert!(num_crashes >= 120, "only {num_crashes} crashes");
+    assert!(num_crashes >= 180, "only {num_crashes} crashes");
 }
 
 #[test]

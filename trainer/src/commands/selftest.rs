@@ -36,7 +36,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
                 .to_string(),
         };
         return Err(Failure::running(text).hint(
-            "set LD_LIBRARY_PATH to the lib folders of a torch 2.11 with CUDA (docs/gpu.md)",
+            "set LD_LIBRARY_PATH to the lib folders of a torch 2.11 with CUDA (README.md, 'On a GPU')",
         ));
     };
     let outcomes = selftest::run(runtime.device, args.seed)
