@@ -99,9 +99,10 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    /// Shows the figures of a step that an earlier process made.
-    pub fn show_earlier(&self, metrics: &StepMetrics) {
-        self.newest().show(metrics);
+    /// Shows the figures of the steps that earlier processes made, in order: no scrape sees one before the last.
+    pub fn show_earlier(&self, steps: &[StepMetrics]) {
+        let mut newest = self.newest();
+        steps.iter().for_each(|step| newest.show(step));
     }
 
     /// Shows the figures of a step made just now.

@@ -39,7 +39,7 @@ impl StepLog {
         let metrics = metrics.map_err(io_error(layout))?;
         let steps = metrics::read(&path).map_err(io_error(layout))?;
         if let Some(exporter) = &exporter {
-            steps.iter().for_each(|step| exporter.show_earlier(step));
+            exporter.show_earlier(&steps);
         }
         let mut log = StepLog {
             layout: layout.clone(),

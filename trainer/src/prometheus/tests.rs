@@ -77,7 +77,7 @@ fn a_figure_that_the_newest_step_lacks_is_gone_but_the_held_out_pass_rate_stays(
 fn the_time_of_the_last_step_is_the_start_until_this_process_makes_one() {
     let exporter = exporter();
     exporter.newest().last_step_secs = 5.0;
-    exporter.show_earlier(&step(1));
+    exporter.show_earlier(&[step(1)]);
     assert_eq!(exporter.newest().last_step_secs, 5.0);
     let before = now().as_secs_f64();
     exporter.show(&step(2));
