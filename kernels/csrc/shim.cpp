@@ -8,6 +8,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_flash_attention_forward.h>
+#include <ATen/ops/_foreach_copy.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/_fused_adamw.h>
@@ -182,14 +183,21 @@ int baleen_foreach_scale_(Tensor* const* tensors, size_t num_tensors, double fac
   });
 }
 
-int baleen_flash_attention(Tensor* const* tensors, int64_t longest_query, int64_t longest_key,
-                           double scale, Tensor** result) {
+int baleen_varlen_attention(const Tensor* q, const Tensor* k, const Tensor* v, const Tensor* cum_q,
+                            const Tensor* cum_k, int64_t longest_q, int64_t longest_k, double scale,
+                            Tensor** result) {
   return guarded([&] {
-    std::optional<double> own_scale(scale);
-    auto outputs = at::_flash_attention_forward(
-        *tensors[0], *tensors[1], *tensors[2], *tensors[3], *tensors[4], longest_query, longest_key,
-        /*dropout_p=*/0.0, /*is_causal=*/true, /*return_debug_mask=*/false, own_scale);
-    *result = hand_out(std::move(std::get<0>(outputs)));
+    auto outputs = at::_flash_attention_forward(*q, *k, *v, *cum_q, *cum_k, longest_q, longest_k,
+                                                /*dropout_p=*/0.0, /*is_causal=*/true,
+                                                /*return_debug_mask=*/false, std::optional<double>(scale));
+    *result = hand_out(std::get<0>(std::move(outputs)));
+  });
+}
+
+int baleen_foreach_copy_(Tensor* const* to, Tensor* const* from, size_t num_tensors) {
+  return guarded([&] {
+    at::AutoGradMode no_grad(false);
+    at::_foreach_copy_(list(to, num_tensors), list(from, num_tensors));
   });
 }
 

@@ -75,10 +75,15 @@ int baleen_profiler_stop(const char* path);
 void* baleen_range_begin(const char* name);
 void baleen_range_end(void* range);
 
-// Flash attention of sequences of different lengths, causal at the lower right, on a GPU: tensors are q, k, v and the i32
-// starts of the sequences' queries and keys. Differentiable.
-int baleen_flash_attention(baleen_tensor* const* tensors, int64_t longest_query, int64_t longest_key, double scale,
-                           baleen_tensor** result);
+// Causal attention within each of several sequences, aligned at their ends, differentiable; a GPU in half precision
+// only. q [Tq, heads, d], k and v [Tk, kv_heads, d]; cum_q and cum_k i32 [sequences + 1]: where each begins and ends.
+int baleen_varlen_attention(const baleen_tensor* q, const baleen_tensor* k, const baleen_tensor* v,
+                            const baleen_tensor* cum_q, const baleen_tensor* cum_k,
+                            int64_t longest_q, int64_t longest_k, double scale,
+                            baleen_tensor** result);
+
+// to[i] = from[i], converted.
+int baleen_foreach_copy_(baleen_tensor* const* to, baleen_tensor* const* from, size_t num_tensors);
 
 #ifdef __cplusplus
 }

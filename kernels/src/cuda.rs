@@ -8,11 +8,13 @@
 
 pub mod compile;
 mod context;
+mod default_stream;
 mod graph;
 mod pinned;
 mod queue;
 
 pub use context::Cuda;
+pub(crate) use default_stream::DefaultStream;
 pub use graph::{Graph, StepGraph};
 pub use pinned::Pinned;
 pub(crate) use queue::Argument;

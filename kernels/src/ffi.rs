@@ -74,12 +74,21 @@ unsafe extern "C" {
         num_tensors: usize,
         result: *mut RawTensor,
     ) -> c_int;
-    pub fn baleen_flash_attention(
-        tensors: *const RawTensor,
-        longest_query: i64,
-        longest_key: i64,
+    pub fn baleen_varlen_attention(
+        q: RawTensor,
+        k: RawTensor,
+        v: RawTensor,
+        cum_q: RawTensor,
+        cum_k: RawTensor,
+        longest_q: i64,
+        longest_k: i64,
         scale: f64,
         result: *mut RawTensor,
+    ) -> c_int;
+    pub fn baleen_foreach_copy_(
+        to: *const RawTensor,
+        from: *const RawTensor,
+        num_tensors: usize,
     ) -> c_int;
     pub fn baleen_foreach_scale_(
         tensors: *const RawTensor,

@@ -134,6 +134,26 @@ pub fn scale_(tensors: &[Tensor], factor: f64) -> Result<(), KernelError> {
     ffi::check("scale_", code)
 }
 
+/// Copies the numbers of `from[i]` to `to[i]`, rounded to its type.
+///
+/// # Errors
+/// [`KernelError::Libtorch`] for lists or shapes that differ.
+pub fn copy_(to: &[Tensor], from: &[Tensor]) -> Result<(), KernelError> {
+    if to.len() != from.len() {
+        return Err(KernelError::Mismatch {
+            operation: "copy_",
+            message: format!("{} tensors to {}", from.len(), to.len()),
+        });
+    }
+    if to.is_empty() {
+        return Ok(());
+    }
+    let (to, from) = (ffi::lend(to), ffi::lend(from));
+    // SAFETY: pointers borrowed from live tensors, lists of one length.
+    let code = unsafe { ffi::baleen_foreach_copy_(to.as_ptr(), from.as_ptr(), to.len()) };
+    ffi::check("copy_", code)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -256,6 +276,25 @@ mod tests {
         let ones = Tensor::ones([num], (Kind::Float, Device::Cpu));
         let norm = global_norm(&[ones]).unwrap().double_value(&[]);
         assert!((norm / 4500.0 - 1.0).abs() < 1e-6, "{norm}");
+    }
+
+    #[test]
+    fn copies_are_rounded_to_the_type_of_their_place() {
+        let place = Tensor::zeros([2, 2], (Kind::BFloat16, Device::Cpu));
+        let to = [
+            place.narrow(0, 1, 1),
+            Tensor::zeros([1], (Kind::Float, Device::Cpu)),
+        ];
+        let from = [
+            f32s(&[1.0, 1.0 + 1.0 / 512.0])
+                .view([1, 2])
+                .set_requires_grad(true),
+            f32s(&[2.5]),
+        ];
+        copy_(&to, &from).unwrap();
+        assert_close(&place, &[0.0, 0.0, 1.0, 1.0]);
+        assert_close(&to[1], &[2.5]);
+        assert!(copy_(&to, &from[..1]).is_err());
     }
 
     #[test]

@@ -8,7 +8,6 @@
 
 use kernels::KernelError;
 use kernels::dsa::Values;
-use kernels::sequences::{SequenceBounds, attend_sequences, gather_rows};
 use kernels::tch::{self, Kind, Tensor};
 
 use crate::config::ModelConfig;
@@ -30,9 +29,6 @@ const SPARSE_TILE: i64 = 256;
 /// Query rows of a document of several tiles whose attention is alive at once: it is computed again
 /// in the backward pass, since the graphs of all tiles together would take O(heads * L * topk).
 const RECOMPUTED_ROWS: i64 = 128;
-
-/// Widest heads that flash attention takes.
-pub(crate) const MAX_FLASH_WIDTH: i64 = 256;
 
 /// What a packed pass wants of the attention of one layer.
 #[derive(Debug)]
@@ -57,10 +53,8 @@ impl AttentionRequest {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CacheWrite<'a> {
     pub(crate) cache: &'a LayerCache,
-    /// Slot of each document.
-    pub(crate) slots: &'a [usize],
-    /// Slot of each token, `[T]`, where the pack is known by its sequences.
-    pub(crate) token_slots: Option<&'a Tensor>,
+    /// Slot of each token, `[T]` i64.
+    pub(crate) slots: &'a Tensor,
 }
 
 /// Result of a packed pass.
@@ -147,27 +141,19 @@ pub(crate) trait MainAttention {
     /// Attended values `[L, heads, dv]` to head outputs `[L, heads * v_head_dim]`.
     fn head_outputs(&self, attended: &Tensor, heads: &Heads) -> Tensor;
 
-    /// Heads of a whole pack, all of one width; `None` where the family has no such heads, or they are wider than
-    /// [`MAX_FLASH_WIDTH`].
-    fn pack_heads(&self, _states: &Self::States) -> Option<Heads> {
+    /// Writes a pack's keys and values.
+    fn write_prompts(&self, states: &Self::States, pack: &PackContext, write: CacheWrite);
+
+    /// Head outputs `[T, heads * v_head_dim]` of a whole pack over every visible key, all documents at once, with the
+    /// cache written; `None` where only the way document by document can be gone.
+    fn attend_pack(
+        &self,
+        _h: &Tensor,
+        _pack: &PackContext,
+        _write: Option<CacheWrite>,
+    ) -> Option<Tensor> {
         None
     }
-
-    /// Writes the keys and values of a whole pack, as [`MainAttention::pack_heads`] gave them, by slot and
-    /// position of each token.
-    fn write_prompts(&self, heads: &Heads, slots: &Tensor, positions: &Tensor, cache: &LayerCache) {
-        let _ = (heads, slots, positions, cache);
-        panic!("this family has no heads of a pack");
-    }
-
-    /// Writes a document's keys and values to `slot`.
-    fn write_prompt(
-        &self,
-        states: &Self::States,
-        document: &DocumentContext,
-        cache: &LayerCache,
-        slot: usize,
-    );
 
     /// Writes the keys and values of one new token a slot.
     fn write_step(&self, states: &Self::States, step: &DecodeContext, cache: &LayerCache);
@@ -296,18 +282,18 @@ impl AttentionLayer {
         request: &AttentionRequest,
         write: Option<CacheWrite>,
     ) -> AttentionOutput {
+        if self.needs_no_indexer(request, write)
+            && let Some(head_outputs) = main.attend_pack(h, pack, write)
+        {
+            return PackRecord::default().into_output(main.output(&head_outputs));
+        }
         let states = main.states(h, &pack.rotations.main);
         let index = self.indexer_states(h, main.indexer_input(&states), pack, request, write);
-        if let Some(y) = self.all_sequences(main, &states, pack, request, write) {
-            return PackRecord::default().into_output(y);
-        }
         if let Some(write) = write {
-            for (document, &slot) in pack.documents.iter().zip(write.slots) {
-                main.write_prompt(&states, document, write.cache, slot);
-                if let (Some(index_k), Some(index)) = (&write.cache.index_k, &index) {
-                    let mut place = index_k.select(0, slot as i64).narrow(0, 0, document.len);
-                    place.copy_(&document.rows(&index.k));
-                }
+            main.write_prompts(&states, pack, write);
+            if let (Some(index_k), Some(index)) = (&write.cache.index_k, &index) {
+                let at = [Some(write.slots), Some(&pack.positions)];
+                let _ = index_k.shallow_clone().index_put_(&at, &index.k, false);
             }
         }
         let mut outputs = Vec::with_capacity(pack.documents.len());
@@ -349,42 +335,10 @@ impl AttentionLayer {
         record.into_output(main.output(&Tensor::cat(&outputs, 0)))
     }
 
-    /// The pass in one call of attention, where no indexer is in play and the pack is known by its sequences.
-    fn all_sequences<M: MainAttention>(
-        &self,
-        main: &M,
-        states: &M::States,
-        pack: &PackContext,
-        request: &AttentionRequest,
-        write: Option<CacheWrite>,
-    ) -> Option<Tensor> {
-        let uses_indexer = self.indexer.is_some()
-            && (request.indexer_loss || write.is_some() || request.attention == Attention::Sparse);
-        let sequences = pack.sequences.as_ref().filter(|_| !uses_indexer)?;
-        let heads = main.pack_heads(states)?;
-        let HeadValues::Own(v) = &heads.v else {
-            return None;
-        };
-        if let Some(write) = write {
-            main.write_prompts(
-                &heads,
-                write.token_slots?,
-                &sequences.positions,
-                write.cache,
-            );
-        }
-        let of_sequences = |x: &Tensor| gather_rows(x, &sequences.key_rows);
-        let bounds = SequenceBounds {
-            query_starts: &sequences.query_starts,
-            key_starts: &sequences.key_starts,
-            longest: sequences.longest,
-        };
-        let attended = of_sequences(&heads.k).and_then(|k| {
-            let v = of_sequences(v)?;
-            attend_sequences(&heads.q, &k, &v, bounds, self.softmax_scale)
-        });
-        let attended = attended.expect("flash attention takes bf16 heads of up to 256");
-        Some(main.output(&main.head_outputs(&attended, &heads)))
+    /// Whether this pass neither asks nor trains an indexer, nor writes its keys.
+    fn needs_no_indexer(&self, request: &AttentionRequest, write: Option<CacheWrite>) -> bool {
+        let is_dense = request.attention == Attention::Dense && !request.indexer_loss;
+        self.indexer.is_none() || (is_dense && write.is_none())
     }
 
     /// The indexer's states, where this pass needs them; tracked by autograd only for its loss.
@@ -541,7 +495,11 @@ impl AttentionLayer {
 }
 
 /// Attention of one document to every visible key, `[L, heads, dv]`.
-fn attend_dense(heads: &Heads, document: &DocumentContext, softmax_scale: f64) -> Tensor {
+pub(crate) fn attend_dense(
+    heads: &Heads,
+    document: &DocumentContext,
+    softmax_scale: f64,
+) -> Tensor {
     let HeadValues::Own(v) = &heads.v else {
         panic!("dense attention takes values of their own");
     };

@@ -2,12 +2,12 @@
 
 use std::cell::OnceCell;
 
+use kernels::fused::varlen::{VarlenPlan, VarlenSequence};
 use kernels::tch::{Device, Kind, Tensor};
 
 use crate::config::{ModelConfig, YarnConfig};
 use crate::input::{Document, PackedInput};
 use crate::rope::{RopeLayout, Rotation, inverse_frequencies};
-use crate::sequences::Sequences;
 
 /// Rotations of the main heads and of the indexer's heads for one set of tokens.
 #[derive(Debug)]
@@ -44,9 +44,9 @@ pub(crate) struct DocumentContext {
     pub(crate) trunk_len: i64,
     /// Keys that the query seeing most sees.
     pub(crate) most_visible: i64,
-    /// Document-relative start of each token's own branch, `[len]` i64.
-    pub(crate) branch_starts: Tensor,
-    is_branched: bool,
+    branch_lens: Vec<i64>,
+    device: Device,
+    branch_starts: OnceCell<Tensor>,
     visible: OnceCell<Tensor>,
 }
 
@@ -55,33 +55,46 @@ pub(crate) struct DocumentContext {
 pub(crate) struct PackContext {
     pub(crate) documents: Vec<DocumentContext>,
     pub(crate) rotations: Rotations,
+    /// Position of every token in its own sequence, `[T]` i64.
+    pub(crate) positions: Tensor,
     pub(crate) num_tokens: i64,
-    /// Where attention over all documents can be one call: in bf16 on a GPU.
-    pub(crate) sequences: Option<Sequences>,
+    varlen_plan: OnceCell<VarlenPlan>,
 }
 
 impl PackContext {
     pub(crate) fn new(config: &ModelConfig, input: &PackedInput, kind: Kind) -> PackContext {
         let device = input.tokens.device();
+        let positions = input.positions();
         PackContext {
             documents: input
                 .documents
                 .iter()
                 .map(|document| DocumentContext::new(document, device))
                 .collect(),
-            rotations: Rotations::new(config, &input.positions(), kind),
+            rotations: Rotations::new(config, &positions, kind),
+            positions,
             num_tokens: input.num_tokens(),
-            sequences: (device.is_cuda() && kind == Kind::BFloat16)
-                .then(|| Sequences::new(&input.documents, device)),
+            varlen_plan: OnceCell::new(),
         }
     }
 
-    /// Slot of each token, `[T]` i64, where the pack is known by its sequences; `slots` has one a document.
-    pub(crate) fn token_slots(&self, slots: &[usize]) -> Option<Tensor> {
-        let sequences = self.sequences.as_ref()?;
-        let slots: Vec<i64> = slots.iter().map(|&slot| slot as i64).collect();
-        let slots = Tensor::from_slice(&slots).to_device(sequences.documents.device());
-        Some(slots.index_select(0, &sequences.documents))
+    /// The pack as sequences that attend to themselves, made when first asked for: of each document the trunk, and
+    /// each branch behind the trunk. A single branch simply continues it.
+    pub(crate) fn varlen_plan(&self) -> &VarlenPlan {
+        self.varlen_plan.get_or_init(|| {
+            let sequences = self.documents.iter().flat_map(DocumentContext::sequences);
+            let sequences: Vec<VarlenSequence> = sequences.collect();
+            VarlenPlan::new(&sequences, self.num_tokens, self.positions.device())
+        })
+    }
+
+    /// The slot of each token, `[T]` i64, where `of_documents` are the documents' slots.
+    pub(crate) fn slots(&self, of_documents: &[usize]) -> Tensor {
+        let documents = self.documents.iter().zip(of_documents);
+        let slots = documents
+            .flat_map(|(document, &slot)| std::iter::repeat_n(slot as i64, document.len as usize));
+        let slots: Vec<i64> = slots.collect();
+        Tensor::from_slice(&slots).to_device(self.positions.device())
     }
 
     /// Attended over visible keys, averaged over tokens, when each query attends to at most `topk`.
@@ -95,29 +108,71 @@ impl PackContext {
 impl DocumentContext {
     fn new(document: &Document, device: Device) -> DocumentContext {
         let len = document.num_tokens();
-        let branch_starts = Tensor::from_slice(&document.branch_starts()).to_device(device);
         DocumentContext {
             start: document.start,
             len,
             trunk_len: document.trunk_len,
             most_visible: document.trunk_len
                 + document.branch_lens.iter().copied().max().unwrap_or(0),
-            branch_starts,
-            is_branched: document.branch_lens.len() > 1,
+            branch_lens: document.branch_lens.clone(),
+            device,
+            branch_starts: OnceCell::new(),
             visible: OnceCell::new(),
         }
+    }
+
+    fn is_branched(&self) -> bool {
+        self.branch_lens.len() > 1
+    }
+
+    /// Document-relative start of each token's own branch, `[len]` i64, made when first asked for.
+    pub(crate) fn branch_starts(&self) -> &Tensor {
+        self.branch_starts.get_or_init(|| {
+            let document = Document {
+                start: self.start,
+                trunk_len: self.trunk_len,
+                branch_lens: self.branch_lens.clone(),
+            };
+            Tensor::from_slice(&document.branch_starts()).to_device(self.device)
+        })
+    }
+
+    fn sequences(&self) -> Vec<VarlenSequence> {
+        let end_of_trunk = self.start + self.trunk_len;
+        if !self.is_branched() {
+            let end = self.start + self.len;
+            return vec![VarlenSequence {
+                queries: self.start..end,
+                keys: vec![self.start..end_of_trunk, end_of_trunk..end],
+            }];
+        }
+        let trunk = self.start..end_of_trunk;
+        let mut sequences = vec![VarlenSequence {
+            queries: trunk.clone(),
+            keys: Vec::from([trunk.clone()]),
+        }];
+        let mut next = end_of_trunk;
+        for len in &self.branch_lens {
+            let branch = next..next + len;
+            next = branch.end;
+            sequences.push(VarlenSequence {
+                queries: branch.clone(),
+                keys: vec![trunk.clone(), branch],
+            });
+        }
+        sequences
     }
 
     /// Keys each query sees, `[len, len]` bool, made when first asked for: sparse attention never does.
     /// `None` where plain causal order says it, as for a single branch behind its trunk.
     pub(crate) fn visible(&self) -> Option<&Tensor> {
-        self.is_branched.then(|| {
+        self.is_branched().then(|| {
             self.visible.get_or_init(|| {
-                let options = (Kind::Int64, self.branch_starts.device());
+                let options = (Kind::Int64, self.device);
                 let keys = Tensor::arange(self.len, options).unsqueeze(0);
                 let queries = keys.transpose(0, 1);
                 let own = keys
-                    .ge_tensor(&self.branch_starts.unsqueeze(1))
+                    .ge_tensor(&self.branch_starts().unsqueeze(1))
                     .logical_or(&keys.lt(self.trunk_len));
                 keys.le_tensor(&queries).logical_and(&own)
             })
@@ -126,7 +181,7 @@ impl DocumentContext {
 
     /// Positions of the tokens `first..first + rows` in their own sequences, `[rows]`.
     pub(crate) fn positions(&self, first: i64, rows: i64) -> Tensor {
-        let options = (Kind::Int64, self.branch_starts.device());
+        let options = (Kind::Int64, self.device);
         self.to_positions(
             &Tensor::arange_start(first, first + rows, options).unsqueeze(1),
             first,
@@ -148,7 +203,7 @@ impl DocumentContext {
 
     /// How far a token's own branch lies behind where its sequence would continue the trunk, `[rows, 1]`.
     fn shifts(&self, keys: &Tensor, first: i64) -> Tensor {
-        let starts = self.branch_starts.narrow(0, first, keys.size()[0]);
+        let starts = self.branch_starts().narrow(0, first, keys.size()[0]);
         (starts - self.trunk_len).unsqueeze(1)
     }
 

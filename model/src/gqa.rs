@@ -6,12 +6,14 @@
 //! The softmax over a pack is in [`crate::attention`].
 
 use kernels::decode::attention::Cache;
+use kernels::fused::rope::{RotatedHeads, rope_and_gather};
+use kernels::fused::varlen;
 use kernels::tch::Tensor;
-use kernels::{KernelError, decode};
+use kernels::{KernelError, decode, fused};
 
-use crate::attention::{HeadValues, Heads, MAX_FLASH_WIDTH, MainAttention};
+use crate::attention::{CacheWrite, HeadValues, Heads, MainAttention};
 use crate::config::ModelConfig;
-use crate::context::{DecodeContext, DocumentContext};
+use crate::context::{DecodeContext, DocumentContext, PackContext};
 use crate::decode_graph::StepRecorder;
 use crate::kv_cache::{KeyValueCache, LayerCache};
 use crate::norm::RmsNorm;
@@ -94,6 +96,32 @@ impl GroupedQueryAttention {
         })
     }
 
+    /// States of a pack, keys and values gathered as its plan says; `None` where heads don't turn half-split as a
+    /// whole.
+    fn gathered_states(&self, h: &Tensor, pack: &PackContext) -> Option<HeadStates> {
+        let [cos, sin] = pack.rotations.main.half_split_tables(self.head_dim)?;
+        let heads = RotatedHeads {
+            heads: self.num_heads,
+            kv_heads: self.num_kv_heads,
+            cos: &cos,
+            sin: &sin,
+        };
+        let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
+        let mut qkv = Projection::project_stacked(projections, self.qkv.as_ref(), h);
+        if let Some(norms) = &self.norms {
+            let parts = [self.num_heads, self.num_kv_heads, self.num_kv_heads];
+            let parts = qkv.split_with_sizes(parts.map(|heads| heads * self.head_dim), 1);
+            let normed = |norm: &RmsNorm, x: &Tensor| {
+                let y = norm.forward(&x.reshape([x.size()[0], -1, self.head_dim]));
+                y.flatten(1, 2)
+            };
+            let (q, k) = (normed(&norms.q, &parts[0]), normed(&norms.k, &parts[1]));
+            qkv = Tensor::cat(&[&q, &k, &parts[2]], 1);
+        }
+        let [q, k, v] = rope_and_gather(&qkv, &heads, pack.varlen_plan());
+        Some(HeadStates { q, k, v })
+    }
+
     /// Whether [`GroupedQueryAttention::record`] can be used.
     pub(crate) fn can_be_recorded(&self) -> bool {
         self.qkv.is_some() && self.norms.is_none()
@@ -169,37 +197,33 @@ impl MainAttention for GroupedQueryAttention {
         attended.reshape([-1, self.num_heads * self.head_dim])
     }
 
-    fn pack_heads(&self, states: &HeadStates) -> Option<Heads> {
-        (self.head_dim <= MAX_FLASH_WIDTH).then(|| Heads {
-            q: states.q.shallow_clone(),
-            k: states.k.shallow_clone(),
-            v: HeadValues::Own(states.v.shallow_clone()),
-        })
+    fn write_prompts(&self, states: &HeadStates, pack: &PackContext, write: CacheWrite) {
+        let (k_cache, v_cache) = heads_of(write.cache);
+        let at = [Some(write.slots), None, Some(&pack.positions)];
+        let _ = k_cache.shallow_clone().index_put_(&at, &states.k, false);
+        let _ = v_cache.shallow_clone().index_put_(&at, &states.v, false);
     }
 
-    fn write_prompts(&self, heads: &Heads, slots: &Tensor, positions: &Tensor, cache: &LayerCache) {
-        let (k_cache, v_cache) = heads_of(cache);
-        let at = [Some(slots), None, Some(positions)];
-        let _ = k_cache.shallow_clone().index_put_(&at, &heads.k, false);
-        if let HeadValues::Own(v) = &heads.v {
-            let _ = v_cache.shallow_clone().index_put_(&at, v, false);
-        }
-    }
-
-    fn write_prompt(
+    fn attend_pack(
         &self,
-        states: &HeadStates,
-        document: &DocumentContext,
-        cache: &LayerCache,
-        slot: usize,
-    ) {
-        let (k_cache, v_cache) = heads_of(cache);
-        for (cache, rows) in [(k_cache, &states.k), (v_cache, &states.v)] {
-            let place = cache.select(0, slot as i64).narrow(1, 0, document.len);
-            place
-                .shallow_clone()
-                .copy_(&document.rows(rows).transpose(0, 1));
+        h: &Tensor,
+        pack: &PackContext,
+        write: Option<CacheWrite>,
+    ) -> Option<Tensor> {
+        let is_known = self.head_dim % 16 == 0 && self.head_dim <= 256;
+        if !is_known || !fused::runs_on(h) {
+            return None;
         }
+        let plan = pack.varlen_plan();
+        let states = self.gathered_states(h, pack)?;
+        if let Some(write) = write {
+            // Prompts have no branches: gathered rows are those of the pack.
+            self.write_prompts(&states, pack, write);
+        }
+        let HeadStates { q, k, v } = &states;
+        let attended = varlen::attend(q, k, v, plan, self.softmax_scale);
+        let attended = attended.expect("flash attention knows bf16 heads of up to 256");
+        Some(attended.reshape([-1, self.num_heads * self.head_dim]))
     }
 
     fn write_step(&self, states: &HeadStates, step: &DecodeContext, cache: &LayerCache) {
@@ -257,5 +281,66 @@ fn heads_of(cache: &LayerCache) -> (&Tensor, &Tensor) {
     match &cache.main {
         KeyValueCache::Heads { k, v } => (k, v),
         KeyValueCache::Latent(_) => panic!("the cache of latent attention under grouped queries"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kernels::tch::{self, Device, Kind};
+
+    use super::*;
+    use crate::input::{Document, PackedInput};
+    use crate::random_model::RandomSource;
+
+    /// The attention of a whole pack by its plan, in reference operations, equals that of its documents one by one.
+    #[test]
+    fn all_documents_at_once_attend_as_one_by_one() {
+        let config = ModelConfig {
+            vocab_size: 32,
+            hidden_size: 48,
+            intermediate_size: 64,
+            num_hidden_layers: 1,
+            num_attention_heads: 6,
+            num_key_value_heads: 2,
+            head_dim: 16,
+            qkv_bias: true,
+            qk_norm: true,
+            ..ModelConfig::sizeless_llama()
+        };
+        let mut source = RandomSource::new(&config, 3);
+        let mut loader = ParameterLoader::new(&mut source, Kind::Float, Device::Cpu);
+        let prefix = "model.layers.0.self_attn";
+        let attention = GroupedQueryAttention::load(&mut loader, prefix, &config).unwrap();
+        let document = |start, trunk_len, branch_lens: &[i64]| Document {
+            start,
+            trunk_len,
+            branch_lens: branch_lens.to_vec(),
+        };
+        let input = PackedInput {
+            tokens: Tensor::zeros([36], (Kind::Int64, Device::Cpu)),
+            documents: vec![
+                document(0, 4, &[3, 1, 6]),
+                document(14, 5, &[]),
+                document(19, 3, &[4]),
+                document(26, 1, &[2, 7]),
+            ],
+        };
+        let pack = PackContext::new(&config, &input, Kind::Float);
+        tch::manual_seed(2);
+        let h = Tensor::randn([36, 48], (Kind::Float, Device::Cpu));
+        let scale = attention.softmax_scale;
+
+        let gathered = attention.gathered_states(&h, &pack).unwrap();
+        let HeadStates { q, k, v } = &gathered;
+        let at_once = varlen::attend_reference(q, k, v, pack.varlen_plan(), scale);
+
+        let states = attention.states(&h, &pack.rotations.main);
+        let one_by_one = pack.documents.iter().map(|document| {
+            let heads = attention.dense_heads(&states, document);
+            crate::attention::attend_dense(&heads, document, scale)
+        });
+        let one_by_one = Tensor::cat(&one_by_one.collect::<Vec<Tensor>>(), 0);
+        let difference = (at_once - one_by_one).abs().max().double_value(&[]);
+        assert!(difference < 1e-5, "{difference}");
     }
 }

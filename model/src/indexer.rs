@@ -197,7 +197,7 @@ impl Indexer {
 pub(crate) fn tile_scores(tile: &IndexerStates, document: &DocumentContext, first: i64) -> Tensor {
     let keys_in_sight = tile.k.narrow(0, 0, first + tile.q.size()[0]);
     let mut scores = dsa::index_scores(&tile.q, &tile.weights, &keys_in_sight);
-    let branch_starts = document.branch_starts.narrow(0, first, scores.size()[0]);
+    let branch_starts = document.branch_starts().narrow(0, first, scores.size()[0]);
     dsa::mask_invisible_(&mut scores, first, document.trunk_len, &branch_starts);
     scores
 }

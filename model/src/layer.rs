@@ -92,8 +92,7 @@ impl Layer {
         let attended = self
             .attention
             .packed(&self.input_norm.forward(x), pack, request, write);
-        let x = x + attended.y;
-        let (y, routed) = self.feed_forward(&x, recorded);
+        let (x, y, routed) = self.feed_forward(x, &attended.y, recorded);
         LayerOutput {
             x: x + y,
             indexer_loss: attended.indexer_loss,
@@ -115,18 +114,23 @@ impl Layer {
     ) -> (Tensor, Option<Routed>, Option<Tensor>) {
         let h = self.input_norm.forward(x);
         let (attended, selected) = self.attention.cached(&h, step, cache, attention);
-        let x = x + attended;
-        let (y, routed) = self.feed_forward(&x, None);
+        let (x, y, routed) = self.feed_forward(x, &attended, None);
         (x + y, routed, selected)
     }
 
-    fn feed_forward(&self, x: &Tensor, recorded: Option<&Tensor>) -> (Tensor, Option<Routed>) {
-        let h = self.post_attention_norm.forward(x);
+    /// `x + attended`, and what the feed-forward makes of it.
+    fn feed_forward(
+        &self,
+        x: &Tensor,
+        attended: &Tensor,
+        recorded: Option<&Tensor>,
+    ) -> (Tensor, Tensor, Option<Routed>) {
+        let (x, h) = self.post_attention_norm.add_forward(x, attended);
         match &self.feed_forward {
-            FeedForward::Dense(mlp) => (mlp.forward(&h), None),
+            FeedForward::Dense(mlp) => (x, mlp.forward(&h), None),
             FeedForward::Moe(moe) => {
                 let (y, routed) = moe.forward(&h, recorded);
-                (y, Some(routed))
+                (x, y, Some(routed))
             }
         }
     }

@@ -28,7 +28,6 @@ pub mod random_model;
 pub mod rope;
 pub mod router;
 pub mod selection;
-mod sequences;
 pub mod tokenizer;
 pub mod transformer;
 pub mod upcycle;

@@ -4,6 +4,7 @@
 //! `kept` is the support that top-k / top-p / min-p left at sampling time (report 3.1, Keep Sampling
 //! Mask); with the whole vocabulary kept it is the plain log-softmax. N tokens, V vocabulary.
 
+use kernels::fused;
 use kernels::tch::{Device, Kind, Tensor};
 
 use crate::transformer::Transformer;
@@ -57,6 +58,15 @@ impl Transformer {
         temperature: f64,
         kept: Option<&KeptTokens>,
     ) -> Tensor {
+        let is_restricted = kept.is_some_and(|kept| !kept.ids.is_empty());
+        if !is_restricted {
+            let fused = self.head(|head| {
+                fused::logprobs::token_logprobs(hidden, &head, rows, targets, temperature)
+            });
+            if let Some(logprobs) = fused {
+                return logprobs;
+            }
+        }
         let count = targets.size()[0];
         let chunks: Vec<Tensor> = (0..count)
             .step_by(CHUNK as usize)

@@ -11,9 +11,9 @@
 use kernels::dsa::Values;
 use kernels::tch::{Kind, Tensor};
 
-use crate::attention::{HeadValues, Heads, MainAttention};
+use crate::attention::{CacheWrite, HeadValues, Heads, MainAttention};
 use crate::config::{MlaConfig, ModelConfig};
-use crate::context::{DecodeContext, DocumentContext};
+use crate::context::{DecodeContext, DocumentContext, PackContext};
 use crate::kv_cache::{KeyValueCache, LayerCache};
 use crate::norm::RmsNorm;
 use crate::parameter::{Parameter, ParameterGroup, ParameterLoader};
@@ -216,16 +216,10 @@ impl MainAttention for MultiHeadLatentAttention {
         }
     }
 
-    fn write_prompt(
-        &self,
-        states: &LatentStates,
-        document: &DocumentContext,
-        cache: &LayerCache,
-        slot: usize,
-    ) {
-        let place = latents_of(cache).select(0, slot as i64);
-        let mut place = place.narrow(0, 0, document.len);
-        place.copy_(&document.rows(&states.latent));
+    fn write_prompts(&self, states: &LatentStates, pack: &PackContext, write: CacheWrite) {
+        let at = [Some(write.slots), Some(&pack.positions)];
+        let mut latents = latents_of(write.cache).shallow_clone();
+        let _ = latents.index_put_(&at, &states.latent, false);
     }
 
     fn write_step(&self, states: &LatentStates, step: &DecodeContext, cache: &LayerCache) {

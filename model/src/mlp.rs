@@ -1,10 +1,10 @@
 //! SwiGLU feed-forward: down( silu(gate x) * up x ).
 
 use kernels::tch::Tensor;
-use kernels::{KernelError, decode};
+use kernels::{KernelError, decode, fused};
 
 use crate::decode_graph::StepRecorder;
-use crate::parameter::{Parameter, ParameterGroup, ParameterLoader, Place};
+use crate::parameter::{Parameter, ParameterGroup, ParameterLoader, Place, stacked};
 use crate::weights::WeightError;
 
 /// One dense feed-forward, or one expert.
@@ -60,6 +60,11 @@ impl Mlp {
 
     /// `[T, hidden_size]` to `[T, hidden_size]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
+        if fused::runs_on(x) {
+            let weight = stacked([&self.gate, &self.up], self.gate_up.as_ref());
+            let both = x.linear(&weight, None::<&Tensor>);
+            return self.down.project(&fused::swiglu::swiglu(&both));
+        }
         self.down
             .project(&(self.gate.project(x).silu() * self.up.project(x)))
     }

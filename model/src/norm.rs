@@ -1,6 +1,7 @@
 //! RMSNorm: y = weight * x * rsqrt(mean(x^2) + eps) along the last dim, statistics in f32.
 
-use kernels::tch::{Kind, Tensor};
+use kernels::fused::norm;
+use kernels::tch::Tensor;
 use kernels::{KernelError, decode};
 
 use crate::decode_graph::StepRecorder;
@@ -28,10 +29,12 @@ impl RmsNorm {
 
     /// `[.., width]` to the same shape.
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
-        let wide = x.to_kind(Kind::Float);
-        let mean_square = (&wide * &wide).mean_dim(-1, true, Kind::Float);
-        // Rounded before the weight multiplies, as Hugging Face does.
-        (wide * (mean_square + self.eps).rsqrt()).to_kind(x.kind()) * self.weight.weight()
+        norm::rms_norm(x, &self.weight.weight(), self.eps)
+    }
+
+    /// `x + y` and its norm, all of one shape.
+    pub(crate) fn add_forward(&self, x: &Tensor, y: &Tensor) -> (Tensor, Tensor) {
+        norm::add_rms_norm(x, y, &self.weight.weight(), self.eps)
     }
 
     /// Puts x += y, where there is y, and h = norm(x) on the recorder's queue.

@@ -48,7 +48,7 @@ impl Parameter {
     /// The weight for a forward pass, in the compute type. Under autograd it derives from the
     /// master, so that gradients arrive there in f32; otherwise it is the published copy.
     pub fn weight(&self) -> Tensor {
-        if self.master.requires_grad() && kernels::autograd::is_enabled() {
+        if self.is_tracked() {
             self.master.to_kind(self.compute.kind())
         } else {
             self.compute.shallow_clone()
@@ -66,17 +66,40 @@ impl Parameter {
         x.linear(&self.weight(), None::<&Tensor>)
     }
 
+    /// Where inference computes with a copy of its own: that copy and the master.
+    pub(crate) fn copied(&self) -> Option<[&Tensor; 2]> {
+        (self.compute.kind() != Kind::Float).then_some([&self.compute, &self.master])
+    }
+
+    /// Whether a forward pass is recorded for the master's sake.
+    fn is_tracked(&self) -> bool {
+        self.master.requires_grad() && kernels::autograd::is_enabled()
+    }
+
     /// Drops the gradient.
     pub fn clear_grad(&self) {
         kernels::autograd::clear_grad(&self.master);
     }
 
-    /// Refreshes the compute copy after the optimizer changed the master. With f32 computation
-    /// both share one storage and nothing needs doing.
-    pub fn publish(&self) {
-        if self.compute.kind() != Kind::Float {
-            tch::no_grad(|| self.compute.shallow_clone().copy_(&self.master));
+    /// Refreshes the compute copy after the master has changed. With f32 computation both share one storage
+    /// and nothing needs doing.
+    pub(crate) fn publish(&self) {
+        if let Some([compute, master]) = self.copied() {
+            tch::no_grad(|| compute.shallow_clone().copy_(master));
         }
+    }
+}
+
+/// The weights for a forward pass beneath each other; `copies` is where their compute copies lie so already.
+pub(crate) fn stacked<const N: usize>(parts: [&Parameter; N], copies: Option<&Tensor>) -> Tensor {
+    if parts.iter().any(|part| part.is_tracked()) {
+        // One conversion, and one back of the gradient.
+        let masters = parts.map(|part| &part.master);
+        return Tensor::cat(&masters, 0).to_kind(parts[0].compute.kind());
+    }
+    match copies {
+        Some(copies) => copies.shallow_clone(),
+        None => Tensor::cat(&parts.map(|part| &part.compute), 0),
     }
 }
 
@@ -137,6 +160,24 @@ impl Projection {
     pub(crate) fn project(&self, x: &Tensor) -> Tensor {
         let bias = self.bias.as_ref().map(Parameter::weight);
         x.linear(&self.weight.weight(), bias.as_ref())
+    }
+
+    /// What `parts`, projections of the same input, make of it, beside each other; `stack` are their compute copies.
+    pub(crate) fn project_stacked<const N: usize>(
+        parts: [&Projection; N],
+        stack: Option<&Stack>,
+        x: &Tensor,
+    ) -> Tensor {
+        let weight = stacked(
+            parts.map(|part| &part.weight),
+            stack.map(|stack| &stack.weight),
+        );
+        let biases = parts.map(|part| part.bias.as_ref());
+        let bias = biases[0].is_some().then(|| {
+            let biases = biases.map(|bias| bias.expect("all have a bias or none"));
+            stacked(biases, stack.and_then(|stack| stack.bias.as_ref()))
+        });
+        x.linear(&weight, bias.as_ref())
     }
 
     /// The weight for a forward pass.

@@ -94,6 +94,12 @@ impl Rotation {
         }
     }
 
+    /// Cosines and sines `[T, dim]` where all of heads of width `dim` turns, half-split.
+    pub(crate) fn half_split_tables(&self, dim: i64) -> Option<[Tensor; 2]> {
+        let fits = self.layout == RopeLayout::HalfSplit && self.dim == dim;
+        fits.then(|| [&self.cos, &self.sin].map(|table| table.squeeze_dim(1)))
+    }
+
     /// Rotates the leading dimensions of `x`, `[T, heads, at least dim]`.
     pub fn apply(&self, x: &Tensor) -> Tensor {
         let (tokens, heads, width) = x.size3().expect("x is [T, heads, width]");

@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use kernels::fused::logprobs::Head;
 use kernels::tch::{self, Device, Kind, Tensor};
 use kernels::{KernelError, decode};
 
@@ -169,7 +170,12 @@ impl Transformer {
 
     /// Makes the masters visible to the next inference pass.
     pub fn publish(&self) {
-        self.parameters().into_iter().for_each(Parameter::publish);
+        let parameters = self.parameters();
+        let copied = parameters.iter().filter_map(|parameter| parameter.copied());
+        let (to, from): (Vec<Tensor>, Vec<Tensor>) = copied
+            .map(|[compute, master]| (compute.shallow_clone(), master.shallow_clone()))
+            .unzip();
+        kernels::foreach::copy_(&to, &from).expect("copies have their masters' shapes");
     }
 
     /// Forward over packed documents, differentiable.
@@ -254,6 +260,16 @@ impl Transformer {
             .to_kind(Kind::Float)
     }
 
+    /// Shows the output head to `use_head`.
+    pub(crate) fn head<T>(&self, use_head: impl FnOnce(Head) -> T) -> T {
+        let head = self.lm_head.as_ref().unwrap_or(&self.embed_tokens);
+        let weight = head.weight().detach();
+        use_head(Head {
+            weight: &weight,
+            master: &head.master,
+        })
+    }
+
     /// A decoder of up to `max_rows` sequences by CUDA graphs, which stays the model's.
     ///
     /// # Errors
@@ -308,7 +324,7 @@ impl Transformer {
         cache: Option<(&KvCache, &[usize])>,
     ) -> ForwardOutput {
         let pack = Rc::new(PackContext::new(&self.config, input, self.kind));
-        let token_slots = cache.and_then(|(_, slots)| pack.token_slots(slots));
+        let cache = cache.map(|(cache, slots)| (cache, pack.slots(slots)));
         let mut x = self.embed(&input.tokens);
         let mut indexer_losses = Vec::new();
         let mut records = Vec::new();
@@ -324,10 +340,9 @@ impl Transformer {
                 indexer_loss: options.indexer_loss,
                 selection: options.selection.layer(index),
             };
-            let write = cache.map(|(cache, slots)| CacheWrite {
+            let write = cache.as_ref().map(|(cache, slots)| CacheWrite {
                 cache: &cache.layers[index],
                 slots,
-                token_slots: token_slots.as_ref(),
             });
             // A pass that writes a cache has no backward to save memory for.
             let output = if options.activation_checkpointing && write.is_none() {

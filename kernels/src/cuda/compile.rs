@@ -39,12 +39,16 @@ pub const EXPERTS: Source = source!("experts.cu");
 /// Sampling.
 pub const SAMPLING: Source = source!("sampling.cu");
 
+/// A learner's norm, SwiGLU, RoPE and log-probs; needs `EIGHTS` for the norm and `HEAD_DIM` for RoPE.
+pub const FUSED: Source = source!("fused.cu");
+
 /// Every source, with the constants that a test compiles it for.
-pub const ALL: [(&Source, &[Constant]); 4] = [
+pub const ALL: [(&Source, &[Constant]); 5] = [
     (&ROWS, &[]),
     (&ATTENTION, &[("HEAD_DIM", 64), ("GROUP", 3)]),
     (&EXPERTS, &[]),
     (&SAMPLING, &[]),
+    (&FUSED, &[("EIGHTS", 3), ("HEAD_DIM", 64)]),
 ];
 
 /// A compile-time constant: name and value.
