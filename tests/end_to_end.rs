@@ -155,6 +155,7 @@ fn check_metrics(run: &Path) {
         "prompt_tokens_mean",
         "completion_tokens_mean",
         "finished_share",
+        "preemptions",
         "rollout_tokens_per_sec",
         "secs_rollout",
         "secs_reference",

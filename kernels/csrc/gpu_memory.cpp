@@ -20,6 +20,15 @@ int baleen_gpu_peak_memory(int device, int64_t* allocated, int64_t* reserved) {
   });
 }
 
+int baleen_gpu_kept_memory(int device, int64_t* kept) {
+  return guarded([&] {
+    auto* allocator = c10::getDeviceAllocator(c10::DeviceType::CUDA);
+    const auto stats = allocator->getDeviceStats(static_cast<c10::DeviceIndex>(device));
+    const auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    *kept = stats.reserved_bytes[all].current - stats.allocated_bytes[all].current;
+  });
+}
+
 int baleen_reset_gpu_peak_memory(int device) {
   return guarded([&] {
     c10::getDeviceAllocator(c10::DeviceType::CUDA)

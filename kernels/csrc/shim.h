@@ -60,6 +60,9 @@ int baleen_foreach_norm(baleen_tensor* const* tensors, size_t num_tensors, balee
 
 int baleen_foreach_scale_(baleen_tensor* const* tensors, size_t num_tensors, double factor);
 
+// Bytes that the allocator of a GPU has taken from the device and that no tensor uses.
+int baleen_gpu_kept_memory(int device, int64_t* kept);
+
 // Most bytes that a GPU's caching allocator had handed out, and had taken from the device, at once since
 // the last reset.
 int baleen_gpu_peak_memory(int device, int64_t* allocated, int64_t* reserved);

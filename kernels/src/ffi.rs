@@ -96,6 +96,7 @@ unsafe extern "C" {
         factor: f64,
     ) -> c_int;
     pub fn baleen_gpu_peak_memory(device: c_int, allocated: *mut i64, reserved: *mut i64) -> c_int;
+    pub fn baleen_gpu_kept_memory(device: c_int, kept: *mut i64) -> c_int;
     pub fn baleen_reset_gpu_peak_memory(device: c_int) -> c_int;
     pub fn baleen_profiler_start(with_gpu: c_int) -> c_int;
     pub fn baleen_profiler_stop(path: *const c_char) -> c_int;

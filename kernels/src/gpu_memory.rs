@@ -39,6 +39,21 @@ pub fn peak(device: Device) -> Result<Option<PeakMemory>, KernelError> {
     }))
 }
 
+/// Bytes that libtorch has taken from a GPU and keeps for the next tensors; 0 for a CPU.
+///
+/// # Errors
+/// As [`peak`].
+pub fn kept_bytes(device: Device) -> Result<u64, KernelError> {
+    let Device::Cuda(index) = device else {
+        return Ok(0);
+    };
+    let mut kept = 0;
+    // SAFETY: the pointer is to a live number for the length of the call.
+    let code = unsafe { ffi::baleen_gpu_kept_memory(device_index(index), &mut kept) };
+    ffi::check("gpu_memory::kept_bytes", code)?;
+    Ok(u64::try_from(kept).unwrap_or(0))
+}
+
 /// Starts the peak of [`peak`] anew from what is taken now; nothing to do for a CPU.
 ///
 /// # Errors
@@ -65,6 +80,8 @@ mod tests {
         assert_eq!(peak(Device::Cpu).unwrap(), None);
         assert!(reset_peak(Device::Cpu).is_ok());
         assert!(peak(Device::Cuda(99)).is_err());
+        assert_eq!(kept_bytes(Device::Cpu).unwrap(), 0);
+        assert!(kept_bytes(Device::Cuda(99)).is_err());
         assert!(reset_peak(Device::Cuda(99)).is_err());
     }
 }

@@ -8,7 +8,7 @@
 //! whole lists of tensors at once: the fused AdamW update, the global norm, scaling. [`dsa`] holds
 //! the operations of sparse attention, each as a contract in math, a slow reference in plain tch
 //! and a fast version, and [`fused`] likewise the row operations and the packed attention of a learner,
-//! [`decode`] those of a decode step. [`cuda`] compiles their kernels and records them into graphs.
+//! [`decode`] those of a decode step, [`paged`] attention over a cache of pages. [`cuda`] compiles their kernels and records them into graphs.
 //! [`runtime`] finds the device once at start-up, [`machine`] says what there is to
 //! take, [`gpu_memory`] how much of a GPU was taken. [`profiler`] records a timeline of what was computed.
 //! [`mapped_file`] reads weights without copying them. [`error`] says what can go wrong.
@@ -28,6 +28,7 @@ pub mod gpu_memory;
 mod gpu_tests;
 pub mod machine;
 pub mod mapped_file;
+pub mod paged;
 pub mod profiler;
 pub mod runtime;
 pub mod tensor_bytes;

@@ -53,8 +53,8 @@ impl AttentionRequest {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CacheWrite<'a> {
     pub(crate) cache: &'a LayerCache,
-    /// Slot of each token, `[T]` i64.
-    pub(crate) slots: &'a Tensor,
+    /// The cache's row of each token, `[T]` i64.
+    pub(crate) rows: &'a Tensor,
 }
 
 /// Result of a packed pass.
@@ -142,7 +142,7 @@ pub(crate) trait MainAttention {
     fn head_outputs(&self, attended: &Tensor, heads: &Heads) -> Tensor;
 
     /// Writes a pack's keys and values.
-    fn write_prompts(&self, states: &Self::States, pack: &PackContext, write: CacheWrite);
+    fn write_prompts(&self, states: &Self::States, write: CacheWrite);
 
     /// Head outputs `[T, heads * v_head_dim]` of a whole pack over every visible key, all documents at once, with the
     /// cache written; `None` where only the way document by document can be gone.
@@ -290,10 +290,9 @@ impl AttentionLayer {
         let states = main.states(h, &pack.rotations.main);
         let index = self.indexer_states(h, main.indexer_input(&states), pack, request, write);
         if let Some(write) = write {
-            main.write_prompts(&states, pack, write);
+            main.write_prompts(&states, write);
             if let (Some(index_k), Some(index)) = (&write.cache.index_k, &index) {
-                let at = [Some(write.slots), Some(&pack.positions)];
-                let _ = index_k.shallow_clone().index_put_(&at, &index.k, false);
+                write_rows(index_k, write.rows, &index.k);
             }
         }
         let mut outputs = Vec::with_capacity(pack.documents.len());
@@ -460,8 +459,7 @@ impl AttentionLayer {
             (Some(indexer), Some(rotation), Some(index_k)) => {
                 let query_input = main.indexer_input(&states).unwrap_or(h);
                 let index = indexer.states(h, query_input, rotation);
-                let at = [Some(&step.slots), Some(&step.positions)];
-                let _ = index_k.shallow_clone().index_put_(&at, &index.k, false);
+                write_rows(index_k, &step.rows, &index.k);
                 let selects = attention == Attention::Sparse && step.max_len > indexer.topk();
                 selects.then(|| indexer.select_cached(&index, step, index_k))
             }
@@ -492,6 +490,13 @@ impl AttentionLayer {
         let states = states.expect("the layer has an indexer");
         crate::indexer::tile_scores(&states, &pack.documents[0], 0)
     }
+}
+
+/// Puts `values` `[N, ...]` into the rows `[N]` of a cache `[R, ...]`.
+pub(crate) fn write_rows(cache: &Tensor, rows: &Tensor, values: &Tensor) {
+    let _ = cache
+        .shallow_clone()
+        .index_put_(&[Some(rows)], values, false);
 }
 
 /// Attention of one document to every visible key, `[L, heads, dv]`.

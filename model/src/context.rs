@@ -3,10 +3,12 @@
 use std::cell::OnceCell;
 
 use kernels::fused::varlen::{VarlenPlan, VarlenSequence};
+use kernels::paged::{self, PageTable};
 use kernels::tch::{Device, Kind, Tensor};
 
 use crate::config::{ModelConfig, YarnConfig};
 use crate::input::{Document, PackedInput};
+use crate::kv_cache::KvCache;
 use crate::rope::{RopeLayout, Rotation, inverse_frequencies};
 
 /// Rotations of the main heads and of the indexer's heads for one set of tokens.
@@ -88,13 +90,14 @@ impl PackContext {
         })
     }
 
-    /// The slot of each token, `[T]` i64, where `of_documents` are the documents' slots.
-    pub(crate) fn slots(&self, of_documents: &[usize]) -> Tensor {
-        let documents = self.documents.iter().zip(of_documents);
-        let slots = documents
-            .flat_map(|(document, &slot)| std::iter::repeat_n(slot as i64, document.len as usize));
-        let slots: Vec<i64> = slots.collect();
-        Tensor::from_slice(&slots).to_device(self.positions.device())
+    /// The cache's row of each token, `[T]` i64, where the documents go to `slots` whole.
+    pub(crate) fn cache_rows(&self, cache: &KvCache, slots: &[usize]) -> Tensor {
+        let documents = self.documents.iter().zip(slots);
+        let rows = documents.flat_map(|(document, &slot)| {
+            (0..document.len as usize).map(move |position| cache.pages.row(slot, position))
+        });
+        let rows: Vec<i64> = rows.collect();
+        Tensor::from_slice(&rows).to_device(self.positions.device())
     }
 
     /// Attended over visible keys, averaged over tokens, when each query attends to at most `topk`.
@@ -213,43 +216,100 @@ impl DocumentContext {
     }
 }
 
-/// One decode step over slots `0..B`.
+/// One decode step over slots `0..B`, whose new tokens have room in the cache.
 #[derive(Debug)]
 pub(crate) struct DecodeContext {
     pub(crate) rotations: Rotations,
-    /// `0..B`, i64.
-    pub(crate) slots: Tensor,
-    /// Position of the new token of each slot, `[B]` i64.
-    pub(crate) positions: Tensor,
-    /// Cache columns in use after this step.
+    /// Row of the cache for the new token of each slot, `[B]` i64.
+    pub(crate) rows: Tensor,
+    /// Tokens each slot sees, the new one included.
+    pub(crate) lengths: Vec<i64>,
+    /// Tokens of the longest sequence after this step.
     pub(crate) max_len: i64,
-    /// Columns each slot sees, `[B, max_len]` bool.
-    pub(crate) visible: Tensor,
+    /// Position of the new token of each slot, `[B]` i64.
+    positions: Tensor,
+    /// i32 `[B, width]` flat, 0 behind a slot's last page.
+    pages: Vec<i32>,
+    width: usize,
+    page: usize,
+    visible: OnceCell<Tensor>,
+    page_ids: OnceCell<Tensor>,
 }
 
 impl DecodeContext {
     pub(crate) fn new(
         config: &ModelConfig,
-        lengths: &[i64],
+        cache: &KvCache,
+        batch: usize,
         kind: Kind,
         device: Device,
     ) -> DecodeContext {
-        let positions = Tensor::from_slice(lengths).to_device(device);
-        let max_len = lengths.iter().copied().max().unwrap_or(0) + 1;
-        let columns = Tensor::arange(max_len, (Kind::Int64, device));
+        let positions = cache.lengths(batch);
+        let max_len = positions.iter().copied().max().unwrap_or(0) + 1;
+        let width = cache.pages.pages_for(max_len as usize);
+        let rows = positions.iter().enumerate();
+        let rows: Vec<i64> = rows
+            .map(|(slot, &position)| cache.pages.row(slot, position as usize))
+            .collect();
+        let lengths = positions.iter().map(|position| position + 1).collect();
+        let positions = Tensor::from_slice(&positions).to_device(device);
         DecodeContext {
             rotations: Rotations::new(config, &positions, kind),
-            slots: Tensor::arange(lengths.len() as i64, (Kind::Int64, device)),
-            visible: columns.unsqueeze(0).le_tensor(&positions.unsqueeze(1)),
-            positions,
+            rows: Tensor::from_slice(&rows).to_device(device),
+            lengths,
             max_len,
+            positions,
+            pages: cache.tables(batch, width),
+            width,
+            page: cache.pages.page_tokens(),
+            visible: OnceCell::new(),
+            page_ids: OnceCell::new(),
         }
+    }
+
+    /// Where the slots' tokens lie, on the host.
+    pub(crate) fn table(&self) -> PageTable<'_> {
+        PageTable {
+            pages: &self.pages,
+            width: self.width,
+            page: self.page,
+        }
+    }
+
+    /// The same on the device, `[B, width]` i64.
+    fn page_ids(&self) -> &Tensor {
+        self.page_ids.get_or_init(|| {
+            let ids = Tensor::from_slice(&self.pages).view([-1, self.width as i64]);
+            ids.to_device(self.rows.device()).to_kind(Kind::Int64)
+        })
+    }
+
+    /// The tokens of each slot side by side: `[R, ...]` of the cache to `[B, max_len, ...]`.
+    pub(crate) fn gathered(&self, cache: &Tensor) -> Tensor {
+        let (ids, batch) = (self.page_ids().view([-1]), self.lengths.len() as i64);
+        paged::gather(cache, &ids, batch, self.page as i64).narrow(1, 0, self.max_len)
+    }
+
+    /// Rows of the tokens `selected` `[B, K]` of each slot; absent ones (-1) stay.
+    pub(crate) fn rows_of(&self, selected: &Tensor) -> Tensor {
+        let (tokens, page) = (selected.clamp_min(0), self.page as i64);
+        let of_page = tokens.divide_scalar_mode(page, "floor");
+        let rows = self.page_ids().gather(1, &of_page, false) * page + tokens.remainder(page);
+        rows.masked_fill(&selected.lt(0), -1)
+    }
+
+    /// Tokens each slot sees, `[B, max_len]` bool, made when first asked for.
+    pub(crate) fn visible(&self) -> &Tensor {
+        self.visible.get_or_init(|| {
+            let columns = Tensor::arange(self.max_len, (Kind::Int64, self.positions.device()));
+            columns.unsqueeze(0).le_tensor(&self.positions.unsqueeze(1))
+        })
     }
 
     /// Every key that each slot sees, `[B, max_len]`, -1 for absent.
     pub(crate) fn all_in_sight(&self) -> Tensor {
         let keys = Tensor::arange(self.max_len, (Kind::Int64, self.positions.device()));
-        let keys = keys.unsqueeze(0).expand_as(&self.visible);
-        keys.masked_fill(&self.visible.logical_not(), -1)
+        let keys = keys.unsqueeze(0).expand_as(self.visible());
+        keys.masked_fill(&self.visible().logical_not(), -1)
     }
 }

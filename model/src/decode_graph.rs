@@ -106,8 +106,8 @@ pub struct GraphDecoder {
     buffers: Buffers,
     /// By N.
     graphs: BTreeMap<usize, StepGraph>,
-    /// Address of the cache that the graphs write to.
-    cache_address: usize,
+    /// Address of the cache that the graphs write to, and pages of a sequence in their tables.
+    cache_place: (usize, usize),
 }
 
 /// A step being recorded: what layers read and write.
@@ -117,6 +117,10 @@ pub(crate) struct StepRecorder<'a> {
     pub(crate) rope: &'a Rope,
     /// i32 `[N]`.
     pub(crate) positions: Tensor,
+    /// Pages of the sequences, i32 `[N, width]`.
+    pub(crate) table: Tensor,
+    /// Tokens of a page.
+    pub(crate) page: i64,
     /// Residual stream, `[N, hidden]`.
     pub(crate) x: Tensor,
     /// Normed input of a block, `[N, hidden]`.
@@ -222,7 +226,7 @@ impl GraphDecoder {
             max_rows,
             buffers: Buffers::new(config, graph_size(max_rows, max_rows), device),
             graphs: BTreeMap::new(),
-            cache_address: 0,
+            cache_place: (0, 0),
         })
     }
 
@@ -249,7 +253,7 @@ impl GraphDecoder {
     /// The card fails or has no memory.
     ///
     /// # Panics
-    /// More sequences than `max_rows` or than the cache has slots, or one that its slot has no room for.
+    /// More sequences than `max_rows` or than the cache has slots, or more tokens than it has pages for.
     pub fn step(
         &mut self,
         model: &Transformer,
@@ -259,11 +263,11 @@ impl GraphDecoder {
     ) -> Result<DecodedStep<'_>, KernelError> {
         let _guard = tch::no_grad_guard();
         let batch = tokens.len();
-        let longest = cache.lengths[..batch].iter().max().copied().unwrap_or(0);
-        assert!(
-            (longest as usize) < cache.capacity(),
-            "a sequence fills its slot"
-        );
+        cache.make_room(batch);
+        let positions = cache.lengths(batch);
+        let width = cache.place().1;
+        let longest = (0..batch).map(|slot| cache.pages.table(slot).len()).max();
+        assert!(longest <= Some(width), "a sequence longer than reserved");
         let rows = graph_size(batch, cache.num_slots());
         self.forget_other_cache(cache);
         if !self.graphs.contains_key(&rows) {
@@ -271,21 +275,23 @@ impl GraphDecoder {
             self.graphs.insert(rows, graph);
         }
         let graph = self.graphs.get_mut(&rows).expect("inserted above");
-        let lengths = &cache.lengths;
+        let tables = &*cache;
         let words = graph.run(&self.queue, |input| {
             let (draw_words, rest) = input.split_at_mut(2 * rows);
-            let (token_words, position_words) = rest.split_at_mut(rows);
+            let (token_words, rest) = rest.split_at_mut(rows);
+            let (position_words, table_words) = rest.split_at_mut(rows);
             for row in 0..rows {
                 let bits = draws.get(row).copied().unwrap_or(0.0).to_bits();
                 draw_words[2 * row] = (bits as u32).cast_signed();
                 draw_words[2 * row + 1] = ((bits >> 32) as u32).cast_signed();
                 token_words[row] = tokens.get(row).copied().unwrap_or(0).cast_signed();
-                position_words[row] = if row < batch { lengths[row] as i32 } else { -1 };
+                position_words[row] = positions.get(row).map_or(-1, |&position| position as i32);
+            }
+            for (slot, table) in table_words.chunks_mut(width).take(batch).enumerate() {
+                tables.write_table(slot, table);
             }
         })?;
-        for length in &mut cache.lengths[..batch] {
-            *length += 1;
-        }
+        cache.push(batch);
         let config = model.config();
         let vocab = config.vocab_size as i64;
         let logits = || shaped(&self.buffers.logits, &[batch as i64, vocab]);
@@ -297,12 +303,17 @@ impl GraphDecoder {
         })
     }
 
+    /// Lets go of the graphs, and with them of the cache that they were recorded for.
+    pub fn forget(&mut self) {
+        self.graphs.clear();
+    }
+
     /// Graphs know addresses: those of a cache that has grown since are of no use.
     fn forget_other_cache(&mut self, cache: &KvCache) {
-        let address = cache.address();
-        if self.cache_address != address {
+        let place = cache.place();
+        if self.cache_place != place {
             self.graphs.clear();
-            self.cache_address = address;
+            self.cache_place = place;
         }
     }
 
@@ -315,7 +326,8 @@ impl GraphDecoder {
         let config = model.config();
         let (n, hidden) = (rows as i64, config.hidden_size as i64);
         let routing_words = (rows * routing_width(config)).div_ceil(2);
-        let sizes = [4 * rows, 3 * rows + routing_words];
+        let width = cache.place().1;
+        let sizes = [(4 + width) * rows, 3 * rows + routing_words];
         StepGraph::record(&self.queue, sizes, |input, output| {
             let draws = input.narrow(0, 0, 2 * n).view_dtype(Kind::Double);
             let tokens = input.narrow(0, 2 * n, n);
@@ -332,6 +344,8 @@ impl GraphDecoder {
                 heads: self.heads,
                 rope: &self.rope,
                 positions: input.narrow(0, 3 * n, n),
+                table: input.narrow(0, 4 * n, n * width as i64).view([n, -1]),
+                page: cache.pages.page_tokens() as i64,
                 x: shaped(&buffers.x, &[n, hidden]),
                 h: shaped(&buffers.h, &[n, hidden]),
                 y: shaped(&buffers.y, &[n, hidden]),
@@ -364,7 +378,8 @@ impl GraphDecoder {
     }
 }
 
-/// A model's decoder in use; it returns to the model when dropped, with all that is compiled.
+/// A model's decoder in use; it returns to the model when dropped, with all that is compiled, but without graphs:
+/// they would keep the cache.
 #[derive(Debug)]
 pub struct LentDecoder<'a> {
     home: &'a RefCell<Option<GraphDecoder>>,
@@ -408,6 +423,7 @@ impl DerefMut for LentDecoder<'_> {
 
 impl Drop for LentDecoder<'_> {
     fn drop(&mut self) {
+        self.forget();
         *self.home.borrow_mut() = self.decoder.take();
     }
 }

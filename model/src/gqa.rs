@@ -9,9 +9,9 @@ use kernels::decode::attention::Cache;
 use kernels::fused::rope::{RotatedHeads, rope_and_gather};
 use kernels::fused::varlen;
 use kernels::tch::Tensor;
-use kernels::{KernelError, decode, fused};
+use kernels::{KernelError, decode, fused, paged};
 
-use crate::attention::{CacheWrite, HeadValues, Heads, MainAttention};
+use crate::attention::{CacheWrite, HeadValues, Heads, MainAttention, write_rows};
 use crate::config::ModelConfig;
 use crate::context::{DecodeContext, DocumentContext, PackContext};
 use crate::decode_graph::StepRecorder;
@@ -135,7 +135,13 @@ impl GroupedQueryAttention {
     ) -> Result<(), KernelError> {
         let qkv = self.qkv.as_ref().expect("a stack in bf16");
         let (k, v) = heads_of(cache);
-        let (queue, heads, cache) = (step.queue, step.heads, Cache { k, v });
+        let (queue, heads) = (step.queue, step.heads);
+        let cache = Cache {
+            k,
+            v,
+            table: &step.table,
+            page: step.page,
+        };
         queue.product(&step.h, &qkv.weight, &step.qkv)?;
         let bias = qkv.bias.as_ref();
         decode::attention::rope_and_cache(
@@ -197,11 +203,10 @@ impl MainAttention for GroupedQueryAttention {
         attended.reshape([-1, self.num_heads * self.head_dim])
     }
 
-    fn write_prompts(&self, states: &HeadStates, pack: &PackContext, write: CacheWrite) {
+    fn write_prompts(&self, states: &HeadStates, write: CacheWrite) {
         let (k_cache, v_cache) = heads_of(write.cache);
-        let at = [Some(write.slots), None, Some(&pack.positions)];
-        let _ = k_cache.shallow_clone().index_put_(&at, &states.k, false);
-        let _ = v_cache.shallow_clone().index_put_(&at, &states.v, false);
+        write_rows(k_cache, write.rows, &states.k);
+        write_rows(v_cache, write.rows, &states.v);
     }
 
     fn attend_pack(
@@ -218,7 +223,7 @@ impl MainAttention for GroupedQueryAttention {
         let states = self.gathered_states(h, pack)?;
         if let Some(write) = write {
             // Prompts have no branches: gathered rows are those of the pack.
-            self.write_prompts(&states, pack, write);
+            self.write_prompts(&states, write);
         }
         let HeadStates { q, k, v } = &states;
         let attended = varlen::attend(q, k, v, plan, self.softmax_scale);
@@ -228,9 +233,8 @@ impl MainAttention for GroupedQueryAttention {
 
     fn write_step(&self, states: &HeadStates, step: &DecodeContext, cache: &LayerCache) {
         let (k_cache, v_cache) = heads_of(cache);
-        let at = [Some(&step.slots), None, Some(&step.positions)];
-        let _ = k_cache.shallow_clone().index_put_(&at, &states.k, false);
-        let _ = v_cache.shallow_clone().index_put_(&at, &states.v, false);
+        write_rows(k_cache, &step.rows, &states.k);
+        write_rows(v_cache, &step.rows, &states.v);
     }
 
     fn attend_cached(
@@ -240,22 +244,24 @@ impl MainAttention for GroupedQueryAttention {
         cache: &LayerCache,
         selected: Option<&Tensor>,
     ) -> Tensor {
-        let (k_cache, v_cache) = heads_of(cache);
-        let (batch, len) = (states.q.size()[0], step.max_len);
-        let (k, v) = (k_cache.narrow(0, 0, batch), v_cache.narrow(0, 0, batch));
+        let ((k, v), q) = (heads_of(cache), &states.q);
+        let (batch, len, scale) = (q.size()[0], step.max_len, self.softmax_scale);
         let out = match selected {
             Some(selected) => {
-                let scale = self.softmax_scale;
-                kernels::dsa::attend_selected_cached(&states.q, &k, &v, selected, scale)
+                let rows = step.rows_of(selected);
+                kernels::dsa::attend_selected_cached(q, k, v, &rows, scale)
+            }
+            None if paged::serves(q, self.num_kv_heads) => {
+                paged::attend(q, k, v, step.table(), &step.lengths, scale)
             }
             None => Tensor::scaled_dot_product_attention(
-                &states.q.unsqueeze(2),
-                &k.narrow(2, 0, len),
-                &v.narrow(2, 0, len),
-                Some(&step.visible.view([batch, 1, 1, len])),
+                &q.unsqueeze(2),
+                &step.gathered(k).transpose(1, 2),
+                &step.gathered(v).transpose(1, 2),
+                Some(&step.visible().view([batch, 1, 1, len])),
                 0.0,
                 false,
-                self.softmax_scale,
+                scale,
                 self.num_kv_heads != self.num_heads,
             ),
         };

@@ -164,20 +164,18 @@ impl Indexer {
     }
 
     /// The selected cache entries of one new token a slot, `[B, min(topk, max_len)]` i64 ascending, -1
-    /// for absent; `index_k` `[slots, capacity, d]`.
+    /// for absent; `index_k` `[R, d]`.
     pub(crate) fn select_cached(
         &self,
         states: &IndexerStates,
         step: &DecodeContext,
         index_k: &Tensor,
     ) -> Tensor {
-        let keys = index_k
-            .narrow(0, 0, states.q.size()[0])
-            .narrow(1, 0, step.max_len);
+        let keys = step.gathered(index_k);
         let (q, weights) = (states.q.unsqueeze(1), states.weights.unsqueeze(1));
         let scores = dsa::index_scores(&q, &weights, &keys)
             .squeeze_dim(1)
-            .masked_fill(&step.visible.logical_not(), f64::NEG_INFINITY);
+            .masked_fill(&step.visible().logical_not(), f64::NEG_INFINITY);
         dsa::select_topk(&scores, self.topk())
     }
 

@@ -23,6 +23,7 @@ pub mod mla;
 pub mod mlp;
 pub mod moe;
 mod norm;
+pub mod pages;
 pub mod parameter;
 pub mod random_model;
 pub mod rope;
@@ -39,7 +40,7 @@ pub use config::{
 };
 pub use decode_graph::{DecodedStep, GraphDecoder, GraphSampling, LentDecoder};
 pub use input::{Document, PackedInput};
-pub use kv_cache::KvCache;
+pub use kv_cache::{CacheShape, KvCache};
 pub use logprobs::KeptTokens;
 pub use parameter::{Parameter, ParameterGroup};
 pub use router::{Routing, RoutingTrace};

@@ -9,11 +9,12 @@
 //! Both compute scores (q_nope,h . W_UK,h c + q_pe,h . k_pe) (d_nope + d_rope)^-0.5 m^2, m by YaRN.
 
 use kernels::dsa::Values;
+use kernels::paged;
 use kernels::tch::{Kind, Tensor};
 
-use crate::attention::{CacheWrite, HeadValues, Heads, MainAttention};
+use crate::attention::{CacheWrite, HeadValues, Heads, MainAttention, write_rows};
 use crate::config::{MlaConfig, ModelConfig};
-use crate::context::{DecodeContext, DocumentContext, PackContext};
+use crate::context::{DecodeContext, DocumentContext};
 use crate::kv_cache::{KeyValueCache, LayerCache};
 use crate::norm::RmsNorm;
 use crate::parameter::{Parameter, ParameterGroup, ParameterLoader};
@@ -216,16 +217,12 @@ impl MainAttention for MultiHeadLatentAttention {
         }
     }
 
-    fn write_prompts(&self, states: &LatentStates, pack: &PackContext, write: CacheWrite) {
-        let at = [Some(write.slots), Some(&pack.positions)];
-        let mut latents = latents_of(write.cache).shallow_clone();
-        let _ = latents.index_put_(&at, &states.latent, false);
+    fn write_prompts(&self, states: &LatentStates, write: CacheWrite) {
+        write_rows(latents_of(write.cache), write.rows, &states.latent);
     }
 
     fn write_step(&self, states: &LatentStates, step: &DecodeContext, cache: &LayerCache) {
-        let at = [Some(&step.slots), Some(&step.positions)];
-        let mut latents = latents_of(cache).shallow_clone();
-        let _ = latents.index_put_(&at, &states.latent, false);
+        write_rows(latents_of(cache), &step.rows, &states.latent);
     }
 
     fn attend_cached(
@@ -236,19 +233,18 @@ impl MainAttention for MultiHeadLatentAttention {
         selected: Option<&Tensor>,
     ) -> Tensor {
         let q = self.absorbed_queries(&states.q_nope, &states.q_pe);
-        let latents = latents_of(cache).narrow(0, 0, q.size()[0]);
+        let latents = latents_of(cache);
+        let (k, v) = (latents.unsqueeze(1), Values::KeyPrefix(self.latent_rank));
+        let scale = self.softmax_scale;
         let attended = match selected {
-            Some(selected) => kernels::dsa::attend_selected_cached(
-                &q,
-                &latents.unsqueeze(1),
-                Values::KeyPrefix(self.latent_rank),
-                selected,
-                self.softmax_scale,
-            ),
-            None => {
-                let latents = latents.narrow(1, 0, step.max_len);
-                self.attend_cached_latents(&q, &latents, &step.visible)
+            Some(selected) => {
+                let rows = step.rows_of(selected);
+                kernels::dsa::attend_selected_cached(&q, &k, v, &rows, scale)
             }
+            None if paged::serves(&q, 1) => {
+                paged::attend(&q, &k, v, step.table(), &step.lengths, scale)
+            }
+            None => self.attend_cached_latents(&q, &step.gathered(latents), step.visible()),
         };
         self.flatten_heads(&self.up_project_values(&attended))
     }

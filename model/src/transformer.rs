@@ -187,7 +187,7 @@ impl Transformer {
     /// all prompt tokens, `[sum of lengths, hidden_size]`. No gradient.
     ///
     /// # Panics
-    /// A prompt longer than the cache's capacity.
+    /// More tokens than the cache has pages for.
     pub fn prefill(
         &self,
         cache: &mut KvCache,
@@ -196,16 +196,17 @@ impl Transformer {
         options: &ForwardOptions,
     ) -> ForwardOutput {
         let input = PackedInput::from_sequences(prompts, self.device());
-        let output = tch::no_grad(|| self.packed(&input, options, Some((cache, slots))));
-        for (&slot, prompt) in slots.iter().zip(prompts) {
-            cache.lengths[slot] = prompt.len() as i64;
-        }
-        output
+        let lengths = prompts.iter().map(|prompt| prompt.len());
+        cache.begin(slots.iter().copied().zip(lengths));
+        tch::no_grad(|| self.packed(&input, options, Some((cache, slots))))
     }
 
     /// One more token for each of the slots `0..B`: `tokens` i64 `[B]`; hidden `[B, hidden_size]`.
     /// No gradient. Under `Routing::Record` the experts and under `Selection::Record` the keys come back as
     /// in a packed pass.
+    ///
+    /// # Panics
+    /// More tokens than the cache has pages for.
     pub fn decode(
         &self,
         cache: &mut KvCache,
@@ -214,12 +215,8 @@ impl Transformer {
     ) -> ForwardOutput {
         let _guard = tch::no_grad_guard();
         let batch = tokens.size()[0] as usize;
-        let step = DecodeContext::new(
-            &self.config,
-            &cache.lengths[..batch],
-            self.kind,
-            self.device(),
-        );
+        cache.make_room(batch);
+        let step = DecodeContext::new(&self.config, cache, batch, self.kind, self.device());
         let mut x = self.embed(tokens);
         let (mut routed, mut selected) = (Vec::new(), Vec::new());
         let records_keys = matches!(options.selection, Selection::Record)
@@ -233,12 +230,10 @@ impl Transformer {
             }
         }
         let key_share = self.sparse_topk(options.attention).map_or(1.0, |topk| {
-            let share = |&len: &i64| topk.min(len + 1) as f64 / (len + 1) as f64;
-            cache.lengths[..batch].iter().map(share).sum::<f64>() / batch as f64
+            let share = |&len: &i64| topk.min(len) as f64 / len as f64;
+            step.lengths.iter().map(share).sum::<f64>() / batch as f64
         });
-        for length in &mut cache.lengths[..batch] {
-            *length += 1;
-        }
+        cache.push(batch);
         let records = matches!(options.routing, Routing::Record) && !routed.is_empty();
         ForwardOutput {
             hidden: self.norm.forward(&x),
@@ -324,7 +319,7 @@ impl Transformer {
         cache: Option<(&KvCache, &[usize])>,
     ) -> ForwardOutput {
         let pack = Rc::new(PackContext::new(&self.config, input, self.kind));
-        let cache = cache.map(|(cache, slots)| (cache, pack.slots(slots)));
+        let cache = cache.map(|(cache, slots)| (cache, pack.cache_rows(cache, slots)));
         let mut x = self.embed(&input.tokens);
         let mut indexer_losses = Vec::new();
         let mut records = Vec::new();
@@ -340,9 +335,9 @@ impl Transformer {
                 indexer_loss: options.indexer_loss,
                 selection: options.selection.layer(index),
             };
-            let write = cache.as_ref().map(|(cache, slots)| CacheWrite {
+            let write = cache.as_ref().map(|(cache, rows)| CacheWrite {
                 cache: &cache.layers[index],
-                slots,
+                rows,
             });
             // A pass that writes a cache has no backward to save memory for.
             let output = if options.activation_checkpointing && write.is_none() {

@@ -1,7 +1,8 @@
 //! The generation engine: schedule -> run -> postprocess, until every sample has finished.
 //!
-//! Each step either starts waiting samples (prefill, once a prompt, then copies for its group) or
-//! decodes one token for every live sequence. Beside tokens it records what training replays: the
+//! Each step either starts waiting samples (prefill, once a prompt, whose pages its group shares) or
+//! decodes one token for every live sequence. Where the cache's budget runs short, sequences are taken out and run
+//! again later, which changes none of their tokens. Beside tokens it records what training replays: the
 //! log-prob of each token at sampling time, the kept tokens, and the experts of every forwarded token.
 //! An [`Engine`] serves a list of requests to its end ([`Engine::generate`]), or lives on: requests come
 //! ([`Engine::submit`]) and go ([`Engine::take_finished`]), the weights under it change between steps
@@ -10,6 +11,7 @@
 //! ([`Engine::in_flight`], [`Request::begun`]).
 
 mod graphs;
+mod prefill;
 mod routing_rows;
 mod selected_rows;
 
@@ -17,7 +19,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use model::{
-    ForwardOptions, KeptTokens, KvCache, LentDecoder, Routing, RoutingTrace, Selection,
+    CacheShape, ForwardOptions, KvCache, LentDecoder, Routing, RoutingTrace, Selection,
     SelectionTrace, Transformer,
 };
 use tch::{Kind, Tensor};
@@ -31,7 +33,7 @@ use crate::generation::{
 };
 use crate::sample::FinishReason;
 use crate::sampler::{SampledToken, sample_batch};
-use crate::scheduler::{Admission, PromptSource, SampleId, Scheduler, Step, check_fit};
+use crate::scheduler::{SampleId, Scheduler, Step, check_fit};
 
 /// What siblings of a prefilled prompt share besides the cache.
 #[derive(Debug)]
@@ -74,6 +76,8 @@ pub struct Engine<'a> {
     policy_version: u64,
     options: ForwardOptions,
     cache: KvCache,
+    /// Most that the cache may take.
+    budget_bytes: u64,
     /// Decodes in place of the model where it can.
     graphs: Option<LentDecoder<'a>>,
     scheduler: Scheduler,
@@ -87,7 +91,7 @@ impl<'a> Engine<'a> {
     /// An engine with these requests; no more slots than they need.
     ///
     /// # Errors
-    /// A prompt that is empty or, with its completion, longer than the model's context.
+    /// A prompt that is empty or, with its completion, longer than the model's context or than the cache's budget.
     pub fn new(
         model: &'a Transformer,
         settings: &'a GenerationSettings,
@@ -110,14 +114,23 @@ impl<'a> Engine<'a> {
         settings: &'a GenerationSettings,
         num_slots: usize,
     ) -> Engine<'a> {
+        let memory = &settings.memory;
+        // Before the budget: their buffers are no longer free then.
+        let graphs = graphs::decoder(model, settings, num_slots);
+        let shape = CacheShape {
+            num_slots,
+            num_pages: 0,
+            page_tokens: memory.page_tokens,
+        };
         Engine {
             model,
             settings,
             policy_version: settings.policy_version,
             options: forward_options(settings),
-            cache: KvCache::new(model.config(), num_slots, 0, model.kind(), model.device()),
-            graphs: graphs::decoder(model, settings, num_slots),
-            scheduler: Scheduler::new(num_slots),
+            budget_bytes: memory.cache.bytes(model.device()),
+            cache: KvCache::of_pages(model.config(), shape, model.kind(), model.device()),
+            graphs,
+            scheduler: Scheduler::new(num_slots, memory.max_prefill_tokens),
             active: BTreeMap::new(),
             num_submitted: 0,
             stats: GenerationStats::default(),
@@ -127,7 +140,7 @@ impl<'a> Engine<'a> {
     /// Adds a request behind those that wait.
     ///
     /// # Errors
-    /// A prompt that is empty or, with its completion, longer than the model's context.
+    /// As [`Engine::new`].
     ///
     /// # Panics
     /// When more samples are begun than wanted.
@@ -166,7 +179,7 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
-    /// Grows the cache until every slot holds any of `requests`.
+    /// Grows the cache until every slot holds any of `requests`, or as far as the budget goes.
     fn make_room<'r>(
         &mut self,
         requests: impl IntoIterator<Item = &'r Request>,
@@ -176,8 +189,35 @@ impl<'a> Engine<'a> {
             let prompt = request.tokens.len();
             let context = self.model.config().max_position_embeddings;
             check_fit(request.prompt_id, prompt, max_new_tokens, context)?;
-            self.cache.reserve(prompt + max_new_tokens);
+            self.grow_cache(request.prompt_id, prompt + max_new_tokens)?;
         }
+        Ok(())
+    }
+
+    /// Makes slots able to hold `tokens` tokens, and takes pages for all of them within the budget.
+    fn grow_cache(&mut self, prompt_id: u64, tokens: usize) -> Result<(), RolloutError> {
+        let (config, kind) = (self.model.config(), self.model.kind());
+        let page_bytes = KvCache::token_bytes(config, self.cache.pages.page_tokens(), kind) as u64;
+        let allowed = usize::try_from(self.budget_bytes / page_bytes).unwrap_or(usize::MAX);
+        let wanted = self.cache.pages.pages_for(tokens);
+        if wanted > allowed {
+            return Err(RolloutError::CacheTooSmall {
+                prompt_id,
+                needed_bytes: wanted as u64 * page_bytes,
+                allowed_bytes: self.budget_bytes,
+            });
+        }
+        let before = self.cache.pages.num_pages();
+        // One more each: a prompt that is held for siblings keeps its last page to itself.
+        let num_pages = allowed.min((wanted + 1) * self.cache.num_slots());
+        if num_pages > before {
+            self.graphs.iter_mut().for_each(|graphs| graphs.forget());
+            // A cache that keeps what it holds is there twice while it grows.
+            if before + num_pages > allowed {
+                self.scheduler.preempt_all(&mut self.cache.pages);
+            }
+        }
+        self.cache.reserve(config, tokens, num_pages);
         Ok(())
     }
 
@@ -217,7 +257,9 @@ impl<'a> Engine<'a> {
     /// Logits that are not finite.
     pub fn step(&mut self) -> Result<Option<usize>, RolloutError> {
         let _guard = tch::no_grad_guard();
-        let Some(step) = self.scheduler.schedule() else {
+        let step = self.scheduler.schedule(&mut self.cache.pages);
+        self.stats.preemptions += self.scheduler.take_num_preempted();
+        let Some(step) = step else {
             return Ok(None);
         };
         let start = Instant::now();
@@ -228,20 +270,17 @@ impl<'a> Engine<'a> {
                 Some(next) => self.postprocess(next)?,
                 None => 0,
             },
-            Step::Decode { moves, num_live } => {
-                self.close_gaps(&moves);
-                match self.graphs.take() {
-                    Some(mut graphs) => {
-                        let num_finished = self.decode_by_graph(&mut graphs, num_live)?;
-                        self.graphs = Some(graphs);
-                        num_finished
-                    }
-                    None => {
-                        let next = self.decode(num_live);
-                        self.postprocess(next)?
-                    }
+            Step::Decode { num_live } => match self.graphs.take() {
+                Some(mut graphs) => {
+                    let num_finished = self.decode_by_graph(&mut graphs, num_live)?;
+                    self.graphs = Some(graphs);
+                    num_finished
                 }
-            }
+                None => {
+                    let next = self.decode(num_live);
+                    self.postprocess(next)?
+                }
+            },
         };
         let secs = start.elapsed().as_secs_f64();
         *if is_decode {
@@ -283,168 +322,6 @@ impl<'a> Engine<'a> {
         std::mem::take(&mut self.stats)
     }
 
-    /// Brings new samples into their slots; `None` where all of them only go on.
-    fn start(&mut self, admissions: &[Admission]) -> Option<NextTokens> {
-        let (restored, fresh): (Vec<Admission>, Vec<Admission>) = admissions
-            .iter()
-            .partition(|admission| admission.source == PromptSource::Restore);
-        self.restore(&restored);
-        self.prefill(&fresh);
-        for admission in &fresh {
-            let number = admission.id.request;
-            let active = self.active.get_mut(&number).expect("it is at work");
-            if let PromptSource::Slot(from) = admission.source {
-                let prompt_len = active.request.tokens.len() as i64;
-                share_prompt(&mut self.cache, from, admission.slot, prompt_len);
-            }
-            let started = active.started.as_ref().expect("prefilled before");
-            debug_assert_eq!(active.samples.len(), admission.id.sample);
-            active.samples.push(GeneratedSample {
-                tokens: Vec::new(),
-                sampler_logprobs: Vec::new(),
-                kept: KeptTokens::default(),
-                routing: started.routing.clone(),
-                selection: started.selection.clone(),
-                policy_versions: Vec::new(),
-                finish_reason: FinishReason::Unfinished,
-            });
-        }
-        let started = |number| {
-            self.active[&number]
-                .started
-                .as_ref()
-                .expect("prefilled before")
-        };
-        let prompts: Vec<&StartedPrompt> = fresh.iter().map(|a| started(a.id.request)).collect();
-        let rows: Vec<&Tensor> = prompts.iter().map(|prompt| &prompt.logits).collect();
-        let next = (!rows.is_empty()).then(|| NextTokens {
-            slots: fresh.iter().map(|a| a.slot).collect(),
-            logits: Tensor::stack(&rows, 0),
-            policy_versions: prompts.iter().map(|prompt| prompt.policy_version).collect(),
-        });
-        for admission in admissions {
-            let number = admission.id.request;
-            if !self.scheduler.is_waiting(number)
-                && let Some(active) = self.active.get_mut(&number)
-            {
-                active.started = None;
-            }
-        }
-        next
-    }
-
-    /// Runs the prompts that no slot holds yet, all in one forward pass.
-    fn prefill(&mut self, admissions: &[Admission]) {
-        let is_new = |a: &&Admission| a.source == PromptSource::Prefill;
-        // A prompt of which samples were begun elsewhere keeps the experts recorded there.
-        let (recorded, free): (Vec<&Admission>, Vec<&Admission>) = admissions
-            .iter()
-            .filter(is_new)
-            .partition(|a| self.recorded_routing(a.id).is_some());
-        for (new, replays) in [(free, false), (recorded, true)] {
-            let prompt = |a: &Admission| self.active[&a.id.request].request.tokens.clone();
-            let sequences: Vec<(Admission, Vec<u32>)> =
-                new.into_iter().map(|a| (*a, prompt(a))).collect();
-            self.run_sequences(&sequences, replays);
-        }
-    }
-
-    /// Runs prompts with what was sampled of them elsewhere, all but the last token.
-    fn restore(&mut self, admissions: &[Admission]) {
-        let forwarded = |admission: &Admission| {
-            let active = &self.active[&admission.id.request];
-            let sampled = &active.samples[admission.id.sample].tokens;
-            let sampled = &sampled[..sampled.len().saturating_sub(1)];
-            [active.request.tokens.as_slice(), sampled].concat()
-        };
-        let sequences: Vec<(Admission, Vec<u32>)> =
-            admissions.iter().map(|a| (*a, forwarded(a))).collect();
-        let replays = |id: SampleId| self.recorded_routing(id).is_some();
-        let replays = sequences.first().is_some_and(|(a, _)| replays(a.id));
-        self.run_sequences(&sequences, replays);
-    }
-
-    /// One forward pass over `sequences`, each a prompt and what follows it, into their slots.
-    fn run_sequences(&mut self, sequences: &[(Admission, Vec<u32>)], replays: bool) {
-        if sequences.is_empty() {
-            return;
-        }
-        let slots: Vec<usize> = sequences.iter().map(|(a, _)| a.slot).collect();
-        let tokens: Vec<&[u32]> = sequences
-            .iter()
-            .map(|(_, tokens)| tokens.as_slice())
-            .collect();
-        slots.iter().for_each(|&slot| self.cache.clear_slot(slot));
-        let replay = replays.then(|| ForwardOptions {
-            routing: self.replayed(sequences),
-            ..forward_options(self.settings)
-        });
-        let options = replay.as_ref().unwrap_or(&self.options);
-        let output = self
-            .model
-            .prefill(&mut self.cache, &slots, &tokens, options);
-
-        let ends: Vec<i64> = sequences
-            .iter()
-            .scan(0, |start, (admission, tokens)| {
-                let prompt = &self.active[&admission.id.request].request.tokens;
-                let end = *start + prompt.len() as i64 - 1;
-                *start += tokens.len() as i64;
-                Some(end)
-            })
-            .collect();
-        let last = Tensor::from_slice(&ends).to_device(output.hidden.device());
-        let logits = self.model.logits(&output.hidden.index_select(0, &last));
-        let mut routing = RoutingRows::of(&output);
-        let mut selected = SelectedRows::of(self.model, &output);
-        for (row, (admission, tokens)) in sequences.iter().enumerate() {
-            let active = self.active.get_mut(&admission.id.request);
-            let active = active.expect("it is at work");
-            let prompt_len = active.request.tokens.len();
-            active.started = Some(StartedPrompt {
-                logits: logits.get(row as i64),
-                routing: routing.take(prompt_len),
-                selection: selected.take_prompt(prompt_len),
-                policy_version: self.policy_version,
-            });
-            // The recorded samples hold what follows.
-            routing.take(tokens.len() - prompt_len);
-            selected.skip(tokens.len() - prompt_len);
-        }
-        let num_tokens: usize = tokens.iter().map(|tokens| tokens.len()).sum();
-        self.stats.prefill_tokens += num_tokens;
-        self.stats.key_share_sum += output.key_share * num_tokens as f64;
-    }
-
-    /// The experts recorded of a sample begun elsewhere, or of a sibling's prompt.
-    fn recorded_routing(&self, id: SampleId) -> Option<&RoutingTrace> {
-        let samples = &self.active[&id.request].samples;
-        let sample = samples.get(id.sample).or(samples.first())?;
-        (!sample.routing.ids.is_empty()).then_some(&sample.routing)
-    }
-
-    /// The recorded experts of every forwarded token of `sequences`.
-    fn replayed(&self, sequences: &[(Admission, Vec<u32>)]) -> Routing {
-        let (mut ids, mut row) = (Vec::<i64>::new(), (0, 0));
-        for (admission, tokens) in sequences {
-            let trace = self
-                .recorded_routing(admission.id)
-                .expect("recorded before");
-            row = (trace.num_layers as i64, trace.top_k as i64);
-            let len = tokens.len() * trace.num_layers * trace.top_k;
-            ids.extend(trace.ids[..len].iter().map(|&id| i64::from(id)));
-        }
-        let ids = Tensor::from_slice(&ids).view([-1, row.0, row.1]);
-        Routing::Replay(ids.to_device(self.model.device()))
-    }
-
-    fn close_gaps(&mut self, moves: &[(usize, usize)]) {
-        for &(from, to) in moves {
-            self.cache.copy_slot(from, to);
-            self.cache.clear_slot(from);
-        }
-    }
-
     /// The newest token of a live sequence, which the cache does not hold yet.
     fn newest_token(&mut self, slot: usize) -> u32 {
         let newest = self.sample(slot).tokens.last();
@@ -464,7 +341,7 @@ impl<'a> Engine<'a> {
         let mut selected = SelectedRows::of(self.model, &output);
         for &slot in &slots {
             let row = routing.take(1);
-            let position = self.cache.lengths[slot] as usize - 1;
+            let position = self.cache.pages.len(slot) - 1;
             let sample = self.sample(slot);
             sample.routing.ids.extend(row.ids);
             selected.take(position, &mut sample.selection);
@@ -510,7 +387,7 @@ impl<'a> Engine<'a> {
                 entropy: drawn.entropy,
             };
             if self.record(id, token, self.policy_version)? {
-                self.scheduler.finish(slot);
+                self.scheduler.finish(slot, &mut self.cache.pages);
                 num_finished += 1;
             }
         }
@@ -537,7 +414,8 @@ impl<'a> Engine<'a> {
         let mut num_finished = 0;
         for (row, (id, token)) in ids.into_iter().zip(tokens).enumerate() {
             if self.record(id, token, next.policy_versions[row])? {
-                self.scheduler.finish(next.slots[row]);
+                self.scheduler
+                    .finish(next.slots[row], &mut self.cache.pages);
                 num_finished += 1;
             }
         }
@@ -598,15 +476,6 @@ fn forward_options(settings: &GenerationSettings) -> ForwardOptions {
             false => Selection::Free,
         },
         ..ForwardOptions::inference()
-    }
-}
-
-/// Makes slot `to` hold the first `prompt_len` tokens of slot `from`, which may be the same.
-fn share_prompt(cache: &mut KvCache, from: usize, to: usize, prompt_len: i64) {
-    let held = std::mem::replace(&mut cache.lengths[from], prompt_len);
-    if from != to {
-        cache.copy_slot(from, to);
-        cache.lengths[from] = held;
     }
 }
 

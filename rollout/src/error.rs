@@ -29,6 +29,19 @@ pub enum RolloutError {
         /// The limit.
         max_position_embeddings: usize,
     },
+    /// The cache's budget does not hold one sequence.
+    #[error(
+        "prompt {prompt_id} with `sampling.max_new_tokens` takes {needed_bytes} bytes of cache, and `cache_memory` \
+         allows {allowed_bytes}: raise `cache_memory`, lower `sampling.max_new_tokens`, or free memory"
+    )]
+    CacheTooSmall {
+        /// Prompt.
+        prompt_id: u64,
+        /// For its sequence alone.
+        needed_bytes: u64,
+        /// The budget.
+        allowed_bytes: u64,
+    },
     /// The policy's logits are NaN or infinite.
     #[error(
         "prompt {prompt_id}, sample {sample_index}, token {position}: the policy's logits are not \

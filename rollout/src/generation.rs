@@ -2,6 +2,7 @@
 
 use model::{Attention, KeptTokens, RoutingTrace, SelectionTrace};
 
+use crate::memory::MemorySettings;
 use crate::sample::FinishReason;
 use crate::sampler::SamplingConfig;
 use crate::vocabulary::Vocabulary;
@@ -37,6 +38,8 @@ pub struct GenerationSettings {
     pub policy_version: u64,
     /// Sequences decoded at once, at most.
     pub max_batch_sequences: usize,
+    /// What sampling may take.
+    pub memory: MemorySettings,
     /// Also record which keys the indexer selected: `index_topk` positions a token and layer.
     pub record_selection: bool,
 }
@@ -72,8 +75,10 @@ pub struct GeneratedGroup {
 /// What a generation did, for metrics.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GenerationStats {
-    /// Prompt tokens run through the model; a group's prompt counts once.
+    /// Tokens run through the model in prefills: a group's prompt counts once, what was preempted again.
     pub prefill_tokens: usize,
+    /// Sequences taken out of the cache, to be run through the model again, since no page was free.
+    pub preemptions: usize,
     /// Tokens run through decode steps.
     pub decoded_tokens: usize,
     /// Tokens drawn: the lengths of all samples.
@@ -102,6 +107,7 @@ impl GenerationStats {
     /// Adds what another did.
     pub fn merge(&mut self, other: &GenerationStats) {
         self.prefill_tokens += other.prefill_tokens;
+        self.preemptions += other.preemptions;
         self.decoded_tokens += other.decoded_tokens;
         self.sampled_tokens += other.sampled_tokens;
         self.prefill_secs += other.prefill_secs;

@@ -1,7 +1,7 @@
 //! Prompts in, groups of samples out.
 //!
 //! [`engine::Engine`] generates (schedule -> run -> postprocess): [`scheduler`] says which sample
-//! runs in which cache slot, [`sampler`] turns logits into tokens with the random numbers of
+//! runs in which cache slot and on which pages, [`memory`] how much they may take, [`sampler`] turns logits into tokens with the random numbers of
 //! [`draws`]. [`group`] turns prompts into groups that [`grading`] has graded, [`sample`] holds the types
 //! that travel, [`rollout_file`] writes them to parquet. Losses and optimizers live elsewhere.
 
@@ -12,6 +12,7 @@ pub mod error;
 pub mod generation;
 pub mod grading;
 pub mod group;
+pub mod memory;
 pub mod rollout_file;
 pub mod sample;
 pub mod sampler;
@@ -28,6 +29,7 @@ pub use generation::{
 };
 pub use grading::{Grader, GradingConfig, GuardedGrader};
 pub use group::sample_groups;
+pub use memory::{CacheMemory, MemorySettings};
 pub use sample::{FinishReason, Group, Prompt, Sample};
 pub use sampler::SamplingConfig;
 pub use vocabulary::Vocabulary;

@@ -1,22 +1,24 @@
-//! Which sample runs in which cache slot: continuous batching with one prefill per prompt.
+//! Which sample runs in which cache slot, and on which pages: continuous batching with one prefill a prompt.
 //!
-//! Samples wait in request order. Whenever slots are free, waiting samples are admitted first;
-//! otherwise every live sequence takes one decode step. A prompt is prefilled once, for its first
-//! sample; its siblings, in the same wave or later, copy the prompt's rows from a slot that still
-//! holds them. Such a slot always exists: a finished sequence's slot keeps its rows until it is
-//! reused, and the next waiting sibling is the first to reuse it. Tensors are unknown here.
+//! Samples wait by turns: what was preempted first, then the requests in the order in which they came between two
+//! steps; within a turn those begun elsewhere come first, then the longest prompts. Whenever slots and pages are
+//! free, waiting samples are admitted; otherwise every live sequence takes one decode step. A prompt is prefilled
+//! once, for its first sample; its pages are held as long as siblings wait, who share them. A step's prefill has a
+//! budget of tokens, and live sequences take a step before the next one.
+//!
+//! Where a live sequence finds no page for its next token, the one with the least progress is taken out and waits in
+//! front: its prompt and tokens are run again later, and what it has drawn stays. Tensors are unknown here.
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+
+use model::pages::{HeldPages, Pages};
 
 use crate::error::RolloutError;
 
-/// Prompt tokens prefilled in one forward pass, at most (a single longer prompt goes alone):
-/// bounds the activations when many prompts start together.
-const MAX_PREFILL_TOKENS: usize = 8192;
-
 /// One sample by the index of its request and its index within the group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SampleId {
     /// Index of the request.
     pub request: usize,
@@ -29,9 +31,9 @@ pub struct SampleId {
 pub enum PromptSource {
     /// Nowhere yet: run the prompt through the model.
     Prefill,
-    /// In this slot, possibly its own, followed by another sample's tokens.
-    Slot(usize),
-    /// Nowhere, and part of the sample was drawn elsewhere: run both through the model, draw nothing yet.
+    /// On pages that the slot shares already.
+    Shared,
+    /// Nowhere, and part of the sample was drawn before: run both through the model, draw nothing yet.
     Restore,
 }
 
@@ -42,61 +44,77 @@ pub struct Admission {
     pub id: SampleId,
     /// Where it will live.
     pub slot: usize,
-    /// Where its prompt is. Prefills come before copies.
+    /// Where its prompt is. Prefills come before those who share them.
     pub source: PromptSource,
 }
 
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Start these samples: prefill, copy, draw their first tokens.
+    /// Start these samples: prefill, draw their first tokens.
     Admit(Vec<Admission>),
-    /// Move sequences (from, to) in this order, then decode slots `0..num_live`.
+    /// Decode slots `0..num_live`, which have room for a token.
     Decode {
-        /// Copies that close the gaps finished sequences left.
-        moves: Vec<(usize, usize)>,
         /// Live sequences.
         num_live: usize,
     },
 }
 
-/// What the scheduler knows of a slot.
-#[derive(Clone, Copy, Debug, Default)]
-struct Slot {
-    /// The sequence being generated.
-    live: Option<SampleId>,
-    /// The request whose prompt the cache rows begin with.
-    resident: Option<usize>,
-}
-
-/// A sample that has no slot yet.
+/// A sequence being generated.
 #[derive(Clone, Copy, Debug)]
-struct Waiting {
+struct Live {
     id: SampleId,
     prompt_len: usize,
-    /// Tokens drawn elsewhere, where it was begun there.
-    drawn: Option<usize>,
+}
+
+/// A sample that has no slot, in the order of the line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Waiting {
+    /// 0 for what was preempted.
+    turn: usize,
+    is_fresh: bool,
+    /// Tokens to be run through the model; the longest first.
+    num_tokens: Reverse<usize>,
+    id: SampleId,
+    prompt_len: usize,
 }
 
 /// The waiting line and the slots.
 #[derive(Debug)]
 pub struct Scheduler {
-    waiting: VecDeque<Waiting>,
-    slots: Vec<Slot>,
+    waiting: BTreeSet<Waiting>,
+    /// Samples of each request that wait and have not begun.
+    num_fresh: BTreeMap<usize, usize>,
+    slots: Vec<Option<Live>>,
+    /// Prompts of requests with samples that have not begun.
+    prompts: BTreeMap<usize, HeldPages>,
+    max_prefill_tokens: usize,
+    /// That of the requests that come now.
+    turn: usize,
+    /// The last prefill was ended by its budget.
+    is_prefill_due: bool,
+    num_preempted: usize,
 }
 
 impl Scheduler {
-    /// Nothing to do, in `num_slots` slots.
-    pub fn new(num_slots: usize) -> Scheduler {
+    /// Nothing to do, in `num_slots` slots. At most `max_prefill_tokens` are run through the model in one prefill,
+    /// or a single longer sequence.
+    pub fn new(num_slots: usize, max_prefill_tokens: usize) -> Scheduler {
         assert!(num_slots > 0, "the engine needs at least one slot");
         Scheduler {
-            waiting: VecDeque::new(),
-            slots: vec![Slot::default(); num_slots],
+            waiting: BTreeSet::new(),
+            num_fresh: BTreeMap::new(),
+            slots: vec![None; num_slots],
+            prompts: BTreeMap::new(),
+            max_prefill_tokens,
+            turn: 1,
+            is_prefill_due: false,
+            num_preempted: 0,
         }
     }
 
-    /// Adds samples of `request`, whose number is above all before, to the end of the line: those of
-    /// which (index, tokens) were drawn elsewhere, then `fresh` ones.
+    /// Adds samples of `request`, whose number is above all before: those of which (index, tokens) were drawn
+    /// elsewhere, one at least, and `fresh` ones.
     pub fn add(
         &mut self,
         request: usize,
@@ -104,116 +122,253 @@ impl Scheduler {
         unfinished: &[(usize, usize)],
         fresh: Range<usize>,
     ) {
-        let waiting = |sample, drawn| Waiting {
+        let turn = self.turn;
+        let waiting = |sample, num_tokens, is_fresh| Waiting {
+            turn,
+            is_fresh,
+            num_tokens: Reverse(num_tokens),
             id: SampleId { request, sample },
             prompt_len,
-            drawn,
         };
-        let unfinished = unfinished
-            .iter()
-            .map(|&(index, drawn)| waiting(index, Some(drawn)));
-        self.waiting.extend(unfinished);
-        self.waiting.extend(fresh.map(|index| waiting(index, None)));
+        let restored = unfinished.iter().map(|&(index, drawn)| {
+            let in_cache = prompt_len + drawn.saturating_sub(1);
+            waiting(index, in_cache, false)
+        });
+        self.waiting.extend(restored);
+        if !fresh.is_empty() {
+            self.num_fresh.insert(request, fresh.len());
+        }
+        self.waiting
+            .extend(fresh.map(|index| waiting(index, prompt_len, true)));
     }
 
     /// The next thing to do; `None` when every sample has finished.
-    pub fn schedule(&mut self) -> Option<Step> {
-        let admissions = self.admit();
-        if !admissions.is_empty() {
-            return Some(Step::Admit(admissions));
+    ///
+    /// # Panics
+    /// Where all pages are too few for a single sequence.
+    pub fn schedule(&mut self, pages: &mut Pages) -> Option<Step> {
+        self.turn += 1;
+        let is_prefill_due = std::mem::take(&mut self.is_prefill_due);
+        if !(is_prefill_due && self.num_live() > 0) {
+            let admissions = self.admit(pages);
+            if !admissions.is_empty() {
+                return Some(Step::Admit(admissions));
+            }
         }
-        let moves = self.close_gaps();
-        let num_live = self.slots.iter().filter(|slot| slot.live.is_some()).count();
-        (num_live > 0).then_some(Step::Decode { moves, num_live })
+        self.make_room(pages);
+        self.close_gaps(pages);
+        let num_live = self.num_live();
+        (num_live > 0).then_some(Step::Decode { num_live })
     }
 
     /// The sequence that lives in `slot`.
     pub fn live(&self, slot: usize) -> Option<SampleId> {
-        self.slots[slot].live
+        self.slots[slot].map(|live| live.id)
     }
 
-    /// Ends the sequence in `slot`; its cache rows stay until the slot is used again.
-    pub fn finish(&mut self, slot: usize) {
-        self.slots[slot].live = None;
+    /// Ends the sequence in `slot`.
+    pub fn finish(&mut self, slot: usize, pages: &mut Pages) {
+        self.slots[slot] = None;
+        pages.clear(slot);
     }
 
-    /// Whether samples of `request` still wait for a slot.
+    /// Whether samples of `request` wait that have not begun.
     pub fn is_waiting(&self, request: usize) -> bool {
-        // The line is in request order, so only its head can be partly admitted.
-        self.waiting
-            .front()
-            .is_some_and(|head| head.id.request <= request)
+        self.num_fresh.contains_key(&request)
     }
 
-    /// Gives free slots to waiting samples, in order.
-    fn admit(&mut self) -> Vec<Admission> {
+    /// Takes every sequence and every prompt out of its pages.
+    pub fn preempt_all(&mut self, pages: &mut Pages) {
+        for slot in 0..self.slots.len() {
+            self.preempt(slot, pages);
+        }
+        for (_, held) in std::mem::take(&mut self.prompts) {
+            pages.release(held);
+        }
+    }
+
+    /// Sequences taken out since the last call.
+    pub fn take_num_preempted(&mut self) -> usize {
+        std::mem::take(&mut self.num_preempted)
+    }
+
+    fn num_live(&self) -> usize {
+        self.slots.iter().flatten().count()
+    }
+
+    /// Gives free slots and pages to waiting samples, in order.
+    fn admit(&mut self, pages: &mut Pages) -> Vec<Admission> {
         let mut admissions = Vec::new();
         let mut prefill_tokens = 0;
-        while let Some(&Waiting {
-            id,
-            prompt_len,
-            drawn,
-        }) = self.waiting.front()
-        {
-            let Some(slot) = self.free_slot(id.request) else {
+        let mut num_live = self.num_live();
+        let mut next_slot = 0;
+        while let Some(&next) = self.waiting.first() {
+            let mut free = next_slot..self.slots.len();
+            let Some(slot) = free.find(|&slot| self.slots[slot].is_none()) else {
                 break;
             };
-            let source = match (drawn, self.slot_holding(id.request, slot)) {
-                (None, Some(from)) => PromptSource::Slot(from),
-                (None, None) => PromptSource::Prefill,
-                (Some(_), _) => PromptSource::Restore,
+            let (request, Reverse(len)) = (next.id.request, next.num_tokens);
+            let source = match next.is_fresh {
+                false => PromptSource::Restore,
+                true if self.prompts.contains_key(&request) => PromptSource::Shared,
+                true => PromptSource::Prefill,
             };
-            if !matches!(source, PromptSource::Slot(_)) {
-                prefill_tokens += prompt_len + drawn.unwrap_or(0);
-                if prefill_tokens > MAX_PREFILL_TOKENS && !admissions.is_empty() {
-                    break;
+            let num_tokens = match source {
+                PromptSource::Shared => 0,
+                PromptSource::Prefill | PromptSource::Restore => len,
+            };
+            prefill_tokens += num_tokens;
+            if prefill_tokens > self.max_prefill_tokens && !admissions.is_empty() && num_tokens > 0
+            {
+                self.is_prefill_due = true;
+                break;
+            }
+            if !self.has_free(pages.pages_for(num_tokens), num_live, pages) {
+                break;
+            }
+            self.waiting.pop_first();
+            let is_last = next.is_fresh && self.count_begun(request);
+            if source == PromptSource::Shared {
+                pages.share(&self.prompts[&request], slot);
+            } else {
+                assert!(pages.begin(slot, len), "pages were counted");
+                if self.is_waiting(request) && !self.prompts.contains_key(&request) {
+                    self.prompts
+                        .insert(request, pages.hold(slot, next.prompt_len));
                 }
             }
-            self.waiting.pop_front();
-            self.slots[slot] = Slot {
-                live: Some(id),
-                resident: Some(id.request),
-            };
-            admissions.push(Admission { id, slot, source });
+            if is_last && let Some(held) = self.prompts.remove(&request) {
+                pages.release(held);
+            }
+            self.slots[slot] = Some(Live {
+                id: next.id,
+                prompt_len: next.prompt_len,
+            });
+            admissions.push(Admission {
+                id: next.id,
+                slot,
+                source,
+            });
+            num_live += 1;
+            next_slot = slot + 1;
         }
         admissions
     }
 
-    /// A free slot, one that already holds the prompt if there is any: taking that one first keeps
-    /// the prompt resident for the samples behind.
-    fn free_slot(&self, request: usize) -> Option<usize> {
-        let mut free = (0..self.slots.len()).filter(|&slot| self.slots[slot].live.is_none());
-        let first = free.clone().next();
-        free.find(|&slot| self.slots[slot].resident == Some(request))
-            .or(first)
-    }
-
-    /// A slot whose rows begin with the prompt of `request`, preferably `slot` itself.
-    fn slot_holding(&self, request: usize, slot: usize) -> Option<usize> {
-        if self.slots[slot].resident == Some(request) {
-            return Some(slot);
+    /// Counts a sample of `request` that begins; whether it was the last.
+    fn count_begun(&mut self, request: usize) -> bool {
+        let waiting = self.num_fresh.get_mut(&request);
+        let waiting = waiting.expect("counted when it came");
+        *waiting -= 1;
+        let is_last = *waiting == 0;
+        if is_last {
+            self.num_fresh.remove(&request);
         }
-        self.slots
-            .iter()
-            .position(|other| other.resident == Some(request))
+        is_last
     }
 
-    /// Moves the last live sequences into gaps. Gaps remain only when nobody waits, so no move can
-    /// overwrite a prompt that is still needed.
-    fn close_gaps(&mut self) -> Vec<(usize, usize)> {
-        let mut moves = Vec::new();
-        loop {
-            let gap = self.slots.iter().position(|slot| slot.live.is_none());
-            let last = self.slots.iter().rposition(|slot| slot.live.is_some());
-            match (gap, last) {
-                (Some(to), Some(from)) if to < from => {
-                    self.slots[to] = std::mem::take(&mut self.slots[from]);
-                    moves.push((from, to));
-                }
-                _ => return moves,
+    /// Whether `wanted` pages are free, and one more for the next token of every live sequence, the new one
+    /// included: otherwise it would be taken out again at once. One that is alone gets what it needs.
+    fn has_free(&mut self, wanted: usize, num_live: usize, pages: &mut Pages) -> bool {
+        if num_live > 0 {
+            return pages.num_free() > wanted + num_live;
+        }
+        while pages.num_free() < wanted {
+            let last = self.prompts.keys().next_back().copied();
+            let last = last.expect("the pages hold one sequence of the longest");
+            self.drop_prompt(last, pages);
+        }
+        true
+    }
+
+    /// Takes a page for the next token of every live sequence, and for that as many as need be out of theirs.
+    fn make_room(&mut self, pages: &mut Pages) {
+        let is_short = |slot: usize| self.slots[slot].is_some() && !pages.make_room(slot);
+        if !(0..self.slots.len()).any(is_short) {
+            return;
+        }
+        let live = self.slots.iter().enumerate();
+        let mut by_progress: Vec<(usize, usize)> = live
+            .filter_map(|(slot, live)| live.map(|live| (progress(live, slot, pages), slot)))
+            .collect();
+        by_progress.sort_by_key(|&(progress, slot)| (Reverse(progress), self.live(slot)));
+        for (_, slot) in by_progress {
+            while self.slots[slot].is_some() && !pages.make_room(slot) {
+                self.reclaim(pages);
             }
         }
     }
+
+    /// Frees pages: prompts that nobody continues now, then the sequence with the least progress.
+    fn reclaim(&mut self, pages: &mut Pages) {
+        let is_live = |request: usize| {
+            let mut live = self.slots.iter().flatten();
+            live.any(|live| live.id.request == request)
+        };
+        let idle = self
+            .prompts
+            .keys()
+            .rev()
+            .find(|&&request| !is_live(request));
+        if let Some(&idle) = idle {
+            return self.drop_prompt(idle, pages);
+        }
+        let live = self.slots.iter().enumerate();
+        let live = live.filter_map(|(slot, live)| live.map(|live| (slot, live)));
+        let youngest =
+            live.min_by_key(|&(slot, live)| (progress(live, slot, pages), Reverse(live.id)));
+        match youngest {
+            Some((slot, _)) if self.num_live() > 1 => self.preempt(slot, pages),
+            _ => {
+                let last = self.prompts.keys().next_back().copied();
+                let last = last.expect("the pages hold one sequence of the longest");
+                self.drop_prompt(last, pages);
+            }
+        }
+    }
+
+    /// Lets go of a prompt; it is prefilled again for the next of its samples.
+    fn drop_prompt(&mut self, request: usize, pages: &mut Pages) {
+        if let Some(held) = self.prompts.remove(&request) {
+            pages.release(held);
+        }
+    }
+
+    /// Takes the sequence in `slot`, if there is one, out, to the head of the line.
+    fn preempt(&mut self, slot: usize, pages: &mut Pages) {
+        let Some(live) = self.slots[slot].take() else {
+            return;
+        };
+        self.waiting.insert(Waiting {
+            turn: 0,
+            is_fresh: false,
+            num_tokens: Reverse(pages.len(slot)),
+            id: live.id,
+            prompt_len: live.prompt_len,
+        });
+        pages.clear(slot);
+        self.num_preempted += 1;
+    }
+
+    /// Moves the last live sequences into gaps.
+    fn close_gaps(&mut self, pages: &mut Pages) {
+        loop {
+            let gap = self.slots.iter().position(Option::is_none);
+            let last = self.slots.iter().rposition(Option::is_some);
+            match (gap, last) {
+                (Some(to), Some(from)) if to < from => {
+                    self.slots[to] = self.slots[from].take();
+                    pages.move_slot(from, to);
+                }
+                _ => return,
+            }
+        }
+    }
+}
+
+/// Tokens of the completion that the cache holds.
+fn progress(live: Live, slot: usize, pages: &Pages) -> usize {
+    pages.len(slot) - live.prompt_len
 }
 
 /// Checks that a prompt can be generated from: some tokens, and room for `max_new_tokens`.
@@ -241,186 +396,4 @@ pub fn check_fit(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What a slot's cache holds: the request, and how many tokens.
-    type Content = Option<(usize, usize)>;
-
-    /// Carries a schedule out on a model of the cache, checking each step; sample s of request r
-    /// ends after `len(r, s)` tokens. Returns (prefills per request, decode steps).
-    fn carry_out(
-        prompt_lens: &[usize],
-        num_samples: &[usize],
-        num_slots: usize,
-        len: impl Fn(usize, usize) -> usize,
-    ) -> (Vec<usize>, usize) {
-        let mut scheduler = Scheduler::new(num_slots);
-        for (request, (&prompt_len, &count)) in prompt_lens.iter().zip(num_samples).enumerate() {
-            scheduler.add(request, prompt_len, &[], 0..count);
-        }
-        let mut cache: Vec<Content> = vec![None; num_slots];
-        let mut drawn: Vec<Vec<usize>> = num_samples.iter().map(|_| Vec::new()).collect();
-        let mut prefills = vec![0; prompt_lens.len()];
-        let mut num_decodes = 0;
-        while let Some(step) = scheduler.schedule() {
-            let active: Vec<usize> = match step {
-                Step::Admit(admissions) => {
-                    let wave: usize = admissions
-                        .iter()
-                        .filter(|a| a.source == PromptSource::Prefill)
-                        .map(|a| prompt_lens[a.id.request])
-                        .sum();
-                    let is_alone = admissions[0].source == PromptSource::Prefill
-                        && admissions[1..]
-                            .iter()
-                            .all(|a| a.source != PromptSource::Prefill);
-                    assert!(wave <= MAX_PREFILL_TOKENS || is_alone);
-                    for a in admissions
-                        .iter()
-                        .filter(|a| a.source == PromptSource::Prefill)
-                    {
-                        prefills[a.id.request] += 1;
-                        cache[a.slot] = Some((a.id.request, prompt_lens[a.id.request]));
-                    }
-                    for a in &admissions {
-                        if let PromptSource::Slot(from) = a.source {
-                            let (request, tokens) = cache[from].expect("a prompt is there");
-                            assert_eq!(request, a.id.request);
-                            assert!(tokens >= prompt_lens[request]);
-                            cache[a.slot] = Some((request, prompt_lens[request]));
-                        }
-                        // Samples start in order, each once.
-                        assert_eq!(drawn[a.id.request].len(), a.id.sample);
-                        drawn[a.id.request].push(0);
-                    }
-                    admissions.iter().map(|a| a.slot).collect()
-                }
-                Step::Decode { moves, num_live } => {
-                    for (from, to) in moves {
-                        cache[to] = cache[from].take();
-                    }
-                    num_decodes += 1;
-                    let is_live = |slot: usize| scheduler.live(slot).is_some();
-                    assert!((0..num_slots).all(|slot| is_live(slot) == (slot < num_live)));
-                    for content in &mut cache[..num_live] {
-                        content.as_mut().expect("a sequence is there").1 += 1;
-                    }
-                    (0..num_live).collect()
-                }
-            };
-            for slot in active {
-                let id = scheduler.live(slot).expect("live");
-                let tokens = &mut drawn[id.request][id.sample];
-                // The cache holds the prompt and every drawn token but the one drawn now.
-                let held = prompt_lens[id.request] + *tokens;
-                assert_eq!(cache[slot], Some((id.request, held)));
-                *tokens += 1;
-                if *tokens == len(id.request, id.sample) {
-                    scheduler.finish(slot);
-                }
-            }
-        }
-        for (request, samples) in drawn.iter().enumerate() {
-            assert_eq!(samples.len(), num_samples[request], "nobody is forgotten");
-            for (sample, &tokens) in samples.iter().enumerate() {
-                assert_eq!(
-                    tokens,
-                    len(request, sample),
-                    "request {request} sample {sample}"
-                );
-            }
-        }
-        (prefills, num_decodes)
-    }
-
-    #[test]
-    fn every_prompt_is_prefilled_once_whatever_the_slots() {
-        let (prompt_lens, num_samples) = ([3, 5, 2, 7], [4, 1, 16, 3]);
-        for num_slots in [1, 2, 3, 5, 24, 64] {
-            for pattern in 0..20 {
-                let len = |r: usize, s: usize| 1 + (r * 7 + s * 5 + pattern * (s + 3)) % 11;
-                let (prefills, _) = carry_out(&prompt_lens, &num_samples, num_slots, len);
-                assert_eq!(
-                    prefills,
-                    [1, 1, 1, 1],
-                    "{num_slots} slots, pattern {pattern}"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn freed_slots_are_refilled_before_the_next_decode() {
-        // Two slots, lengths 1 + decodes: 3 and 1 start; the third sample takes the slot of the
-        // second at once and runs beside the first: 2 decode steps, where waves would need 4.
-        let lengths = [3, 1, 3];
-        let (_, num_decodes) = carry_out(&[2], &[3], 2, |_, s| lengths[s]);
-        assert_eq!(num_decodes, 2);
-    }
-
-    #[test]
-    fn group_larger_than_the_slots_copies_its_prompt() {
-        let mut scheduler = Scheduler::new(2);
-        scheduler.add(0, 4, &[], 0..3);
-        let admission = |sample, slot, source| Admission {
-            id: SampleId { request: 0, sample },
-            slot,
-            source,
-        };
-        assert_eq!(
-            scheduler.schedule(),
-            Some(Step::Admit(vec![
-                admission(0, 0, PromptSource::Prefill),
-                admission(1, 1, PromptSource::Slot(0)),
-            ]))
-        );
-        assert!(scheduler.is_waiting(0));
-        scheduler.finish(0);
-        scheduler.finish(1);
-        assert_eq!(
-            scheduler.schedule(),
-            Some(Step::Admit(vec![admission(2, 0, PromptSource::Slot(0))]))
-        );
-        assert!(!scheduler.is_waiting(0));
-        let moves = Vec::new();
-        assert_eq!(
-            scheduler.schedule(),
-            Some(Step::Decode { moves, num_live: 1 })
-        );
-        scheduler.finish(0);
-        assert_eq!(scheduler.schedule(), None);
-    }
-
-    #[test]
-    fn new_prompt_does_not_overwrite_one_that_is_still_needed() {
-        // Both slots end together; the second holds the only copy of a prompt whose second sample
-        // waits in front of a new prompt.
-        let (prefills, _) = carry_out(&[3, 5, 2], &[1, 2, 1], 2, |_, _| 2);
-        assert_eq!(prefills, [1, 1, 1]);
-    }
-
-    #[test]
-    fn many_long_prompts_are_prefilled_in_several_passes() {
-        let (prefills, num_decodes) = carry_out(&[5000, 5000, 9000, 100], &[2; 4], 8, |_, _| 2);
-        assert_eq!((prefills, num_decodes), (vec![1; 4], 1));
-    }
-
-    #[test]
-    fn prompt_and_completion_must_fit_the_context() {
-        assert!(check_fit(7, 40, 24, 64).is_ok());
-        let error = check_fit(7, 41, 24, 64).unwrap_err();
-        let message = error.to_string();
-        for part in [
-            "prompt 7 ",
-            "41 tokens",
-            "sampling.max_new_tokens` = 24",
-            "needs 65",
-            "of 64",
-        ] {
-            assert!(message.contains(part), "{part}: {message}");
-        }
-        let empty = check_fit(9, 0, 1, 64).unwrap_err().to_string();
-        assert!(empty.contains("prompt 9 has no tokens"), "{empty}");
-    }
-}
+mod tests;

@@ -4,7 +4,7 @@
 //! [`RunConfig::validate`] rejects contradictions once, at the edge; later code trusts the values.
 
 use model::{DsaConfig, ModelConfig};
-use rollout::{GradingConfig, SamplingConfig};
+use rollout::{CacheMemory, GradingConfig, MemorySettings, SamplingConfig};
 use serde::{Deserialize, Serialize};
 
 pub use crate::environment_config::{EnvironmentConfig, TaskSource};
@@ -34,6 +34,14 @@ pub struct RunConfig {
     /// Sequences decoded at once, at most.
     #[serde(default = "defaults::max_batch_sequences")]
     pub max_batch_sequences: usize,
+    /// Memory for the keys and values of those sequences, at most: `auto`, `share(0.5)` of what is free when sampling
+    /// starts, or `bytes(8000000000)`. Where it is short, sequences are taken out and run again later.
+    #[serde(default)]
+    pub cache_memory: CacheMemory,
+    /// Prompt tokens run through the model at once, at most (one sequence more may not be split); in between, live
+    /// sequences go on.
+    #[serde(default = "defaults::max_prefill_tokens")]
+    pub max_prefill_tokens: usize,
     /// Text for the stages that train on text.
     #[serde(default)]
     pub text: TextConfig,
@@ -60,6 +68,17 @@ pub struct RunConfig {
     /// CPU threads; 0 takes all cores.
     #[serde(default)]
     pub threads: usize,
+}
+
+impl RunConfig {
+    /// What sampling may take.
+    pub fn memory(&self) -> MemorySettings {
+        MemorySettings {
+            cache: self.cache_memory,
+            max_prefill_tokens: self.max_prefill_tokens,
+            ..MemorySettings::default()
+        }
+    }
 }
 
 /// The starting policy.
@@ -348,6 +367,9 @@ pub enum Compute {
 mod defaults {
     pub(super) fn max_batch_sequences() -> usize {
         64
+    }
+    pub(super) fn max_prefill_tokens() -> usize {
+        rollout::MemorySettings::default().max_prefill_tokens
     }
     pub(super) fn micro_batch_tokens() -> usize {
         2048

@@ -33,6 +33,10 @@ impl RunConfig {
         }
         self.check_sampling(&mut found);
         found.at_least_one("max_batch_sequences", self.max_batch_sequences);
+        if let Some(problem) = self.cache_memory.problem() {
+            found.check(false, "cache_memory", problem);
+        }
+        found.at_least_one("max_prefill_tokens", self.max_prefill_tokens);
         found.at_least_one("micro_batch_tokens", self.micro_batch_tokens);
         check_text(&self.text, "text", &mut found);
         found.check(

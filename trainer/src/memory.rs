@@ -5,6 +5,7 @@
 
 use kernels::tch::Kind;
 use model::{KvCache, ModelConfig, MoeConfig};
+use rollout::CacheMemory;
 
 use crate::config::{RunConfig, StageConfig};
 
@@ -33,7 +34,11 @@ pub fn memory_bytes(config: &RunConfig, shape: &ModelConfig, kind: Kind) -> usiz
     let policies = if has_reference { 2 } else { 1 };
     let weights = shape.num_parameters() * (weight * policies + trained + ahead);
     let capacity = PROMPT_TOKENS + config.sampling.max_new_tokens;
-    let cache = config.max_batch_sequences * KvCache::slot_bytes(shape, capacity, kind);
+    let cache = config.max_batch_sequences * KvCache::token_bytes(shape, capacity, kind);
+    let cache = match config.cache_memory {
+        CacheMemory::Bytes(budget) => cache.min(usize::try_from(budget).unwrap_or(usize::MAX)),
+        CacheMemory::Auto | CacheMemory::Share(_) => cache,
+    };
     weights + cache + activation_bytes(config, shape, kind)
 }
 
@@ -104,6 +109,12 @@ mod tests {
         // Weights 2680 (4*2 + 12), cache (128 + 24) rows of 8 f32, one token of 8 f32 + 520 f32.
         let expected = 2680 * 20 + 152 * 8 * 4 + (8 + 520) * 4;
         assert_eq!(memory_bytes(&config, &parts.config, Kind::Float), expected);
+        let capped = RunConfig {
+            cache_memory: CacheMemory::Bytes(1000),
+            ..config.clone()
+        };
+        let with_less = expected - 152 * 8 * 4 + 1000;
+        assert_eq!(memory_bytes(&capped, &parts.config, Kind::Float), with_less);
         let mut ahead = config;
         for stage in &mut ahead.stages {
             if let StageConfig::Grpo(grpo) = stage {

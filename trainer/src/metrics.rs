@@ -134,6 +134,9 @@ pub struct StepMetrics {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub learning_rate: Option<f64>,
 
+    /// Sequences taken out of a cache without a free page, to be run through the model again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preemptions: Option<usize>,
     /// Sampled tokens a second of rollout.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollout_tokens_per_sec: Option<f64>,

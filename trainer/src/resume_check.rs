@@ -21,12 +21,14 @@ const FREE_KEYS: [&str; 1] = [".dataset.on_bad_row"];
 /// Keys that the configuration did not have from the start, each with the value that means what was done
 /// before: so valued they don't count in a fingerprint, and a run begun before there was the key goes on.
 /// Whoever adds a key adds a line.
-const LATER_KEYS: [(&str, &str); 5] = [
+const LATER_KEYS: [(&str, &str); 7] = [
     (".initializer_range", "0.02"),
     ("model.check_finite", "false"),
     (".kl_scale", "1.0"),
     (".grpo.max_invalid_share", "0.1"),
     (".grpo.asynchronous", "None"),
+    ("cache_memory", "auto"),
+    ("max_prefill_tokens", "8192"),
 ];
 
 /// Checks that a run begun with `saved` can continue with `edited`.
@@ -162,6 +164,8 @@ mod tests {
         assert_eq!(fingerprint(&saved()), first);
         for argument in [
             "model.check_finite=true",
+            "cache_memory=bytes(1000000)",
+            "max_prefill_tokens=100",
             "environments[0].kl_scale=2",
             "stages[1].grpo.max_invalid_share=0.2",
         ] {

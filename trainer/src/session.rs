@@ -258,6 +258,7 @@ impl<'a> Session<'a> {
             seed: self.config.seed,
             policy_version: self.state.policy_version,
             max_batch_sequences: self.config.max_batch_sequences,
+            memory: self.config.memory(),
             record_selection: false,
         }
     }

@@ -1,7 +1,7 @@
 //! Grouped-query attention of one new token a sequence over its cache.
 //!
 //! H query heads and K key heads of width D; query head h uses key head h / (H / K). D is a power of two from 16
-//! to 256. The caches are `[slots, K, capacity, D]`; sequence b lives in slot b.
+//! to 256. The caches are `[rows, K, D]`; token t of sequence b lies in row table[b, t / page] page + t mod page.
 
 use tch::{Kind, Tensor};
 
@@ -64,20 +64,43 @@ pub struct Rope {
     pub factor: f64,
 }
 
-/// Keys and values of the sequences, `[slots, K, capacity, D]` each.
+/// Keys and values of the sequences, `[rows, K, D]` each, and where they lie.
 #[derive(Clone, Copy, Debug)]
 pub struct Cache<'a> {
     /// Keys.
     pub k: &'a Tensor,
     /// Values.
     pub v: &'a Tensor,
+    /// Pages of each sequence, i32 `[B, width]`; what lies behind a sequence's last page is never read.
+    pub table: &'a Tensor,
+    /// Rows of a page, a power of two.
+    pub page: i64,
+}
+
+impl Cache<'_> {
+    /// Table, its width, and the bits of a position that say where in its page a token lies.
+    fn table_arguments(&self, queue: &Queue) -> Result<[Argument; 3], KernelError> {
+        Ok([
+            queue.address(self.table, Kind::Int)?,
+            int(self.table.size()[1])?,
+            int(i64::from(self.page.trailing_zeros()))?,
+        ])
+    }
+
+    /// The rows of the first `len` tokens of a sequence, for the references.
+    fn rows(&self, sequence: i64, len: i64) -> Tensor {
+        let pages = self.table.get(sequence).to_kind(Kind::Int64);
+        let tokens = Tensor::arange(len, (Kind::Int64, pages.device()));
+        let of_page = tokens.divide_scalar_mode(self.page, "floor");
+        pages.index_select(0, &of_page) * self.page + tokens.remainder(self.page)
+    }
 }
 
 /// Adds `bias`, turns queries (in place) and keys (half-split RoPE), and writes keys and values to the cache at
 /// each sequence's position; nothing where that is negative.
 ///
 /// # Shapes
-/// `qkv` `[B, (H + 2 K) D]`, `bias` `[(H + 2 K) D]`, `positions` i32 `[B]` below the capacity, B at most the slots.
+/// `qkv` `[B, (H + 2 K) D]`, `bias` `[(H + 2 K) D]`, `positions` i32 `[B]` on pages of the table.
 ///
 /// # Errors
 /// Shapes or types that don't fit, or a refusal of the driver; here and below.
@@ -90,7 +113,8 @@ pub fn rope_and_cache(
     positions: &Tensor,
     cache: Cache,
 ) -> Result<(), KernelError> {
-    let strides = check(heads, qkv, positions, cache)?;
+    check(heads, qkv, positions, cache)?;
+    let [table, width, page_bits] = cache.table_arguments(queue)?;
     let fits = rope.frequencies.size() == [heads.dim / 2]
         && bias.is_none_or(|bias| bias.size() == [heads.qkv_width()]);
     expect(
@@ -109,10 +133,11 @@ pub fn rope_and_cache(
         queue.address(positions, Kind::Int)?,
         int(heads.queries)?,
         int(heads.keys)?,
-        queue.strided_address(cache.k, Kind::BFloat16)?,
-        queue.strided_address(cache.v, Kind::BFloat16)?,
-        Argument::Long(strides[0]),
-        Argument::Long(strides[1]),
+        queue.address(cache.k, Kind::BFloat16)?,
+        queue.address(cache.v, Kind::BFloat16)?,
+        table,
+        width,
+        page_bits,
     ];
     let pairs = heads.qkv_width() / 2;
     let threads = (pairs.min(512) as u32).next_multiple_of(32);
@@ -147,14 +172,15 @@ pub fn rope_and_cache_reference(
     let v = all.narrow(1, heads.queries + heads.keys, heads.keys);
     let positions =
         Vec::<i64>::try_from(positions.to_kind(Kind::Int64)).expect("positions are a row");
-    for (slot, position) in positions
+    for (sequence, position) in positions
         .into_iter()
         .enumerate()
         .filter(|(_, position)| *position >= 0)
     {
+        let sequence = sequence as i64;
+        let row = cache.rows(sequence, position + 1).int64_value(&[position]);
         for (cache, rows) in [(cache.k, &k), (cache.v, &v)] {
-            let mut place = cache.get(slot as i64).select(1, position);
-            place.copy_(&rows.get(slot as i64));
+            cache.get(row).copy_(&rows.get(sequence));
         }
     }
     q
@@ -176,17 +202,19 @@ pub fn attend(
     scale: f64,
     out: &Tensor,
 ) -> Result<(), KernelError> {
-    let strides = check(heads, qkv, positions, cache)?;
+    check(heads, qkv, positions, cache)?;
+    let [table, width, page_bits] = cache.table_arguments(queue)?;
     let batch = qkv.size()[0];
     let fits = out.size() == [batch, heads.queries * heads.dim];
     expect(fits, "out [B, H D]", &[out])?;
     let arguments = [
         queue.address(qkv, Kind::BFloat16)?,
         Argument::Long(heads.qkv_width()),
-        queue.strided_address(cache.k, Kind::BFloat16)?,
-        queue.strided_address(cache.v, Kind::BFloat16)?,
-        Argument::Long(strides[0]),
-        Argument::Long(strides[1]),
+        queue.address(cache.k, Kind::BFloat16)?,
+        queue.address(cache.v, Kind::BFloat16)?,
+        table,
+        width,
+        page_bits,
         queue.address(positions, Kind::Int)?,
         Argument::Float(scale as f32),
         queue.address(out, Kind::BFloat16)?,
@@ -207,16 +235,15 @@ pub fn attend_reference(
 ) -> Tensor {
     let positions =
         Vec::<i64>::try_from(positions.to_kind(Kind::Int64)).expect("positions are a row");
-    let rows = positions.iter().enumerate().map(|(slot, &position)| {
-        let q = q.get(slot as i64).to_kind(Kind::Float);
+    let rows = positions.iter().enumerate().map(|(sequence, &position)| {
+        let q = q.get(sequence as i64).to_kind(Kind::Float);
         if position < 0 {
             return q.zeros_like().view([-1]);
         }
+        let own = cache.rows(sequence as i64, position + 1);
         let of_cache = |cache: &Tensor| {
-            let rows = cache
-                .get(slot as i64)
-                .narrow(1, 0, position + 1)
-                .to_kind(Kind::Float);
+            let rows = cache.index_select(0, &own).transpose(0, 1);
+            let rows = rows.to_kind(Kind::Float);
             rows.repeat_interleave_self_int(heads.queries / heads.keys, 0, None::<i64>)
         };
         let scores = of_cache(cache.k).matmul(&q.unsqueeze(2)).squeeze_dim(2) * scale;
@@ -226,25 +253,24 @@ pub fn attend_reference(
     Tensor::stack(&rows.collect::<Vec<_>>(), 0).to_kind(q.kind())
 }
 
-/// Strides of a slot and of a head.
-fn check(
-    heads: Heads,
-    qkv: &Tensor,
-    positions: &Tensor,
-    cache: Cache,
-) -> Result<[i64; 2], KernelError> {
-    let (batch, size, strides) = (qkv.size()[0], cache.k.size(), cache.k.stride());
+fn check(heads: Heads, qkv: &Tensor, positions: &Tensor, cache: Cache) -> Result<(), KernelError> {
+    let (batch, size, table) = (qkv.size()[0], cache.k.size(), cache.table.size());
     let fits = heads.are_supported()
         && qkv.size() == [batch, heads.qkv_width()]
         && positions.size() == [batch]
-        && size.len() == 4
+        && size.len() == 3
+        && size[1..] == [heads.keys, heads.dim]
         && cache.v.size() == size
-        && cache.v.stride() == strides
-        && size[0] >= batch
-        && size[1] == heads.keys
-        && size[3] == heads.dim
-        && strides[2..] == [heads.dim, 1];
-    let wanted = "qkv [B, (H + 2 K) D], positions [B], caches [slots, K, capacity, D]";
-    expect(fits, wanted, &[qkv, positions, cache.k, cache.v])?;
-    Ok([strides[0], strides[1]])
+        && table.len() == 2
+        && table[0] >= batch
+        && cache.page.count_ones() == 1
+        // The kernels count eights of a layer's keys in 32 bits.
+        && cache.k.numel() / 8 < u32::MAX as usize;
+    let wanted = "qkv [B, (H + 2 K) D], positions [B], caches [rows, K, D] of at most 2^35 numbers, a table \
+                  [B, width] of pages of 2^n";
+    expect(
+        fits,
+        wanted,
+        &[qkv, positions, cache.k, cache.v, cache.table],
+    )
 }

@@ -154,10 +154,13 @@ impl Test<'_> {
         )
     }
 
-    /// The last row is padding, the first has no past.
+    /// The last row is padding, the first has no past. Pages lie in any order; entries that are not read lead nowhere.
     fn attention(&mut self, heads: Heads, batch: i64, longest: i64) -> Result<(), KernelError> {
         let (queue, device) = (self.queue, self.device);
-        let shape = [batch + 1, heads.keys, longest + 1, heads.dim];
+        let page = 16;
+        let width = longest / page + 1;
+        let num_pages = batch * width;
+        let shape = [num_pages * page, heads.keys, heads.dim];
         let [k, v] = [(); 2].map(|()| self.random(&shape));
         let qkv = self.random(&[batch, heads.qkv_width()]);
         let bias = self.random(&[heads.qkv_width()]);
@@ -166,6 +169,11 @@ impl Test<'_> {
         if batch > 1 {
             let _ = positions.get(batch - 1).fill_(-1);
         }
+        let table = Tensor::randperm(num_pages, (Kind::Int64, device)).view([batch, width]);
+        let last = positions.divide_scalar_mode(page, "floor").unsqueeze(1);
+        let columns = Tensor::arange(width, (Kind::Int, device)).unsqueeze(0);
+        let table = table.masked_fill(&columns.gt_tensor(&last), i64::from(i32::MAX));
+        let table = table.to_kind(Kind::Int);
         let rope = Rope {
             frequencies: Tensor::rand([heads.dim / 2], (Kind::Float, device)),
             factor: 1.25,
@@ -176,6 +184,8 @@ impl Test<'_> {
             let cache = Cache {
                 k: &copies[0],
                 v: &copies[1],
+                table: &table,
+                page,
             };
             let q =
                 attention::rope_and_cache_reference(heads, &qkv, bias, &rope, &positions, cache);
@@ -191,7 +201,12 @@ impl Test<'_> {
                     let (own, k, v) = (qkv.copy(), k.copy(), v.copy());
                     let out = poison(&[batch, heads.queries * heads.dim], Kind::BFloat16, device);
                     queue.follow_default_stream()?;
-                    let cache = Cache { k: &k, v: &v };
+                    let cache = Cache {
+                        k: &k,
+                        v: &v,
+                        table: &table,
+                        page,
+                    };
                     attention::rope_and_cache(queue, heads, &own, bias, &rope, &positions, cache)?;
                     attention::attend(queue, heads, &own, &positions, cache, 0.2, &out)?;
                     queue.wait()?;

@@ -237,35 +237,35 @@ fn absent_bias(selected: &Tensor, num_kv: i64, kind: Kind) -> Tensor {
 
 /// Attention of one new query per sequence over the selected entries of its cache, for decoding.
 ///
-/// Pass the caches whole along C: a view narrowed there has to be copied.
-///
 /// # Shapes
-/// q `[B,n_heads,head_dim]`, caches `[B,n_kv,C,head_dim]` and `[B,n_kv,C,v_dim]` (or a number of columns
-/// of the former), selected `[B,K]` i64, -1 for absent -> `[B,n_heads,v_dim]`.
+/// q `[B,n_heads,head_dim]`, caches `[R,n_kv,head_dim]` and `[R,n_kv,v_dim]` (or a number of columns of the
+/// former), R rows for all sequences; rows `[B,K]` i64 of the selected tokens, -1 for absent ->
+/// `[B,n_heads,v_dim]`.
 pub fn attend_selected_cached<'a>(
     q: &Tensor,
     k_cache: &Tensor,
     v_cache: impl Into<Values<'a>>,
-    selected: &Tensor,
+    rows: &Tensor,
     scale: f64,
 ) -> Tensor {
     let (batch, num_heads, _) = q.size3().expect("q is [B, n_heads, head_dim]");
-    let (_, num_kv, capacity, _) = k_cache.size4().expect("caches are [B, n_kv, C, head_dim]");
-    let num_selected = selected.size()[1];
+    let (num_rows, num_kv, _) = k_cache.size3().expect("caches are [R, n_kv, head_dim]");
+    let num_selected = rows.size()[1];
     let kind = accumulation_kind(q);
 
-    let first_rows = Tensor::arange(batch * num_kv, (Kind::Int64, q.device())) * capacity;
-    let rows = first_rows.view([batch, num_kv, 1]) + selected.clamp_min(0).unsqueeze(1);
-    let rows = rows.view([-1]);
+    // As in `attend_gathered`: one gather gives [B,n_kv,K,head_dim] without a transpose.
+    let heads = Tensor::arange(num_kv, (Kind::Int64, q.device())).unsqueeze(1);
+    let head_rows = (rows.clamp_min(0) * num_kv).unsqueeze(1) + heads;
+    let head_rows = head_rows.view([-1]);
     let gather = |cache: &Tensor| {
         cache
-            .reshape([batch * num_kv * capacity, -1])
-            .index_select(0, &rows)
+            .reshape([num_rows * num_kv, -1])
+            .index_select(0, &head_rows)
             .view([batch * num_kv, num_selected, -1])
             .to_kind(kind)
     };
     let keys = gather(k_cache);
-    let probs = gathered_probs(&q.to_kind(kind), &keys, num_kv, selected, scale);
+    let probs = gathered_probs(&q.to_kind(kind), &keys, num_kv, rows, scale);
     let values = match v_cache.into() {
         Values::Own(v_cache) => gather(v_cache),
         Values::KeyPrefix(columns) => keys.narrow(2, 0, columns),

@@ -1,6 +1,7 @@
 //! The engine on tiny random models: equal samples whatever the batch, shared prefills, and errors.
 //! Weights are large, so that every token depends on its context.
 
+mod preemption;
 mod replay;
 
 use model::{
@@ -10,6 +11,7 @@ use model::{
 use tch::{Device, Kind};
 
 use super::*;
+use crate::memory::{CacheMemory, MemorySettings};
 use crate::sampler::SamplingConfig;
 use crate::vocabulary::Vocabulary;
 
@@ -84,6 +86,11 @@ fn settings(sampling: SamplingConfig, max_batch_sequences: usize) -> GenerationS
         seed: 11,
         policy_version: 6,
         max_batch_sequences,
+        // Small pages, so that prompts of a few tokens take several.
+        memory: MemorySettings {
+            page_tokens: 4,
+            ..MemorySettings::default()
+        },
         record_selection: false,
     }
 }
@@ -403,7 +410,8 @@ fn a_diverged_policy_is_an_error_that_names_the_sample() {
     let engine = Engine::new(&model, &settings, &requests).unwrap();
     let message = engine.generate(&mut |_, _| ()).unwrap_err().to_string();
     assert!(
-        message.starts_with("prompt 100, sample 0, token 0"),
+        // That of the longest prompt comes first.
+        message.starts_with("prompt 205, sample 0, token 0"),
         "{message}"
     );
 }

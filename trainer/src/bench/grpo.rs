@@ -9,8 +9,8 @@ use std::sync::Arc;
 use environments::{Family, FamilyKey, Split, Tasks};
 use kernels::profiler::range;
 use rollout::{
-    GenerationSettings, GenerationStats, GradingConfig, Group, GuardedGrader, Prompt,
-    SamplingConfig, Vocabulary,
+    GenerationSettings, GenerationStats, GradingConfig, Group, GuardedGrader, MemorySettings,
+    Prompt, SamplingConfig, Vocabulary,
 };
 
 use super::timing::{median_parts, secs};
@@ -213,6 +213,7 @@ impl<'a> GrpoBench<'a> {
             seed: 0,
             policy_version: 0,
             max_batch_sequences: shape.samples(),
+            memory: MemorySettings::default(),
             record_selection: false,
         };
         GrpoBench {

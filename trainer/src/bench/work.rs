@@ -209,7 +209,7 @@ pub fn training_step(config: &ModelConfig, kind: Kind, tokens: Tokens) -> Work {
 }
 
 fn token_cache_bytes(config: &ModelConfig, kind: Kind) -> usize {
-    model::KvCache::slot_bytes(config, 1, kind)
+    model::KvCache::token_bytes(config, 1, kind)
 }
 
 #[cfg(test)]

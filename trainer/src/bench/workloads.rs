@@ -6,7 +6,7 @@
 use kernels::tch::Tensor;
 use model::{Attention, ForwardOptions, KvCache, ModelConfig, Routing, Transformer};
 use rollout::sampler::sample_batch;
-use rollout::{GradingConfig, SamplingConfig, Vocabulary, draws};
+use rollout::{CacheMemory, GradingConfig, MemorySettings, SamplingConfig, Vocabulary, draws};
 
 use super::ceilings::wait_for;
 use super::grpo::GrpoShape;
@@ -88,13 +88,13 @@ impl Subject<'_> {
         let options = self.inference();
         self.policy.prefill(&mut cache, &[0], &[&prompt], &options);
         for slot in 1..batch {
-            cache.copy_slot(0, slot);
+            cache.share_slot(0, slot);
         }
         let sampling = SamplingConfig::default();
         let vocabulary = Vocabulary::all(self.config().vocab_size);
         let first = vec![i64::from(prompt[0]); batch];
         self.median(|| {
-            cache.lengths.fill(DECODE_CONTEXT as i64);
+            (0..batch).for_each(|slot| cache.pages.truncate(slot, DECODE_CONTEXT));
             let mut tokens = first.clone();
             for position in 0..NEW_TOKENS as u64 {
                 let input = Tensor::from_slice(&tokens).to_device(self.policy.device());
@@ -225,6 +225,8 @@ pub(super) fn run_config(shape: &GrpoShape) -> RunConfig {
         sampling: SamplingConfig::default(),
         grading: GradingConfig::default(),
         max_batch_sequences: 64,
+        cache_memory: CacheMemory::Auto,
+        max_prefill_tokens: MemorySettings::default().max_prefill_tokens,
         text: TextConfig::Solutions,
         stages: Vec::new(),
         optimizer: OptimizerConfig::default(),

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use environments::{Family, Split};
-use rollout::{FinishReason, GradingConfig, Group, GuardedGrader, SamplingConfig};
+use rollout::{FinishReason, GradingConfig, Group, GuardedGrader, MemorySettings, SamplingConfig};
 
 use super::model_arguments::ModelArguments;
 use super::{Failure, output};
@@ -58,13 +58,19 @@ struct Plan {
     system_prompt: Option<String>,
     seed: u64,
     max_batch_sequences: usize,
+    memory: MemorySettings,
 }
 
 /// Plays and prints a table.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let plan = args.plan()?;
     let model = args.model.load()?;
-    let settings = model.generation(plan.sampling, plan.seed, plan.max_batch_sequences)?;
+    let settings = model.generation(
+        plan.sampling,
+        plan.seed,
+        plan.max_batch_sequences,
+        plan.memory,
+    )?;
     let (shape, max_new_tokens) = (model.policy.config(), settings.sampling.max_new_tokens);
     let tasks = Arc::new(open_tasks(
         &plan.environments,
@@ -149,6 +155,7 @@ impl Args {
                 .or_else(|| Some(run.as_ref()?.seed))
                 .unwrap_or_default(),
             max_batch_sequences: run.as_ref().map_or(64, |run| run.max_batch_sequences),
+            memory: run.as_ref().map(|run| run.memory()).unwrap_or_default(),
         })
     }
 }

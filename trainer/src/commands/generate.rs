@@ -1,8 +1,7 @@
 //! `baleen generate`: continues a prompt with the engine that rollouts use.
 
 use model::chat::{ChatOptions, Message, Thinking};
-use rollout::SamplingConfig;
-use rollout::{Engine, Request};
+use rollout::{Engine, MemorySettings, Request, SamplingConfig};
 
 use super::model_arguments::ModelArguments;
 use super::{Failure, output};
@@ -66,7 +65,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         max_new_tokens: args.max_new_tokens,
         ..SamplingConfig::default()
     };
-    let settings = model.generation(sampling, args.seed, args.samples.clamp(1, 64))?;
+    let (slots, memory) = (args.samples.clamp(1, 64), MemorySettings::default());
+    let settings = model.generation(sampling, args.seed, slots, memory)?;
     let requests = [Request {
         prompt_id: 0,
         tokens,

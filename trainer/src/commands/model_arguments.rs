@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use kernels::tch::{Device, Kind};
 use model::{Attention, DsaConfig, ForwardOptions, Routing, Selection, Tokenizer, Transformer};
-use rollout::GenerationSettings;
-use rollout::{SamplingConfig, Vocabulary};
+use rollout::{GenerationSettings, MemorySettings, SamplingConfig, Vocabulary};
 
 use super::{Failure, logging};
 use crate::checkpoint::Checkpoints;
@@ -166,6 +165,7 @@ impl LoadedModel {
         sampling: SamplingConfig,
         seed: u64,
         max_batch_sequences: usize,
+        memory: MemorySettings,
     ) -> Result<GenerationSettings, Failure> {
         let problems = sampling.problems();
         if !problems.is_empty() {
@@ -180,6 +180,7 @@ impl LoadedModel {
             seed,
             policy_version: 0,
             max_batch_sequences,
+            memory,
             record_selection: false,
         })
     }

@@ -115,8 +115,12 @@ fn line(out: &RunLayout, number: u64, rollout: &Rollout) -> String {
             passed as f64 / valid as f64
         ),
     };
+    let preempted = match rollout.stats.preemptions {
+        0 => String::new(),
+        count => format!("; {count} times a sequence was taken out of the cache (`cache_memory`)"),
+    };
     format!(
-        "{}: {num_samples} samples of {} prompts, {} invalid; {earned}, {:.1} tokens each; {:.0} tokens/s",
+        "{}: {num_samples} samples of {} prompts, {} invalid; {earned}, {:.1} tokens each; {:.0} tokens/s{preempted}",
         out.rollout_path(number).display(),
         rollout.groups.len(),
         num_samples - rewards.len(),

@@ -27,7 +27,7 @@ const TIMED_STEPS: usize = 10;
 const PLAIN_ROWS: [u16; 4] = [4, 26, 28, 18];
 
 /// The figures of the newest step, the most telling first: as many are shown as there is room.
-const FIGURES: [(&str, Figure); 17] = [
+const FIGURES: [(&str, Figure); 18] = [
     ("reward", |step| step.reward_mean),
     ("pass rate", |step| step.pass_rate),
     ("KL", |step| step.kl),
@@ -51,6 +51,9 @@ const FIGURES: [(&str, Figure); 17] = [
     }),
     ("gradient norm", |step| step.grad_norm),
     ("policy age", |step| step.policy_age),
+    ("preemptions", |step| {
+        step.preemptions.map(|count| count as f64)
+    }),
 ];
 
 /// Draws what `view` looks at.

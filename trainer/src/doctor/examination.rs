@@ -183,6 +183,7 @@ impl Play<'_> {
             seed: self.config.seed,
             policy_version: 0,
             max_batch_sequences: self.config.max_batch_sequences,
+            memory: self.config.memory(),
             record_selection: true,
         };
         let progress = Progress::new(label, (prompts.len() * group_size) as u64, "samples");

@@ -135,6 +135,7 @@ fn play(config: &RunConfig, sampler: &Transformer, sampling: &SamplingConfig) ->
         seed: 3,
         policy_version: 0,
         max_batch_sequences: 5,
+        memory: config.memory(),
         record_selection: true,
     };
     let decode = |tokens: &[u32]| tokenizer.decode(tokens);

@@ -3,7 +3,7 @@
 use crate::figures::Figure;
 
 /// Tags by key of `metrics.jsonl`. The times, the speeds and what is counted by age have rules instead.
-const TAGS: [(&str, &str); 42] = [
+const TAGS: [(&str, &str); 43] = [
     ("reward_mean", "reward/mean"),
     ("reward_std", "reward/std"),
     ("pass_rate", "reward/pass_rate"),
@@ -49,6 +49,7 @@ const TAGS: [(&str, &str); 42] = [
     ("step", "progress/step_in_stage"),
     ("global_step", "progress/global_step"),
     ("peak_memory_bytes", "memory/peak_bytes"),
+    ("preemptions", "memory/preemptions"),
 ];
 
 /// The tag of `figure`; a figure without a place of its own is found under `other/`.

@@ -100,8 +100,8 @@ fn cached_attention_equals_attention_of_each_sequence() {
     let (batch, heads, num_kv, capacity, topk) = (4, 6, 3, 24, 5);
     for (kind, tolerance) in [(Kind::Float, 1e-5), (Kind::BFloat16, 2e-2)] {
         let q = random(&[batch, heads, 8], kind);
-        let k_cache = random(&[batch, num_kv, capacity, 8], kind);
-        let v_cache = random(&[batch, num_kv, capacity, 8], kind);
+        let k_cache = random(&[batch * capacity, num_kv, 8], kind);
+        let v_cache = random(&[batch * capacity, num_kv, 8], kind);
         // Sequences of length 2, 9, 16, 23.
         let mut scores = Tensor::randn([batch, capacity], (Kind::Float, Device::Cpu));
         let starts = Tensor::zeros([batch], (Kind::Int64, Device::Cpu));
@@ -112,13 +112,16 @@ fn cached_attention_equals_attention_of_each_sequence() {
         }
         scores = scores.contiguous();
         let selected = super::super::select_topk(&scores, topk);
-        let fast = attend_selected_cached(&q, &k_cache, &v_cache, &selected, 0.3);
+        // Sequence i lies in the rows from i capacity on.
+        let firsts = Tensor::arange(batch, (Kind::Int64, Device::Cpu)).unsqueeze(1) * capacity;
+        let rows = (&selected + firsts).where_scalarother(&selected.ge(0), -1);
+        let fast = attend_selected_cached(&q, &k_cache, &v_cache, &rows, 0.3);
         assert_eq!(fast.kind(), kind);
         for i in 0..batch {
             let (alone, _) = reference::attend_selected(
                 &q.narrow(0, i, 1),
-                &k_cache.get(i).transpose(0, 1),
-                &v_cache.get(i).transpose(0, 1),
+                &k_cache.narrow(0, i * capacity, capacity),
+                &v_cache.narrow(0, i * capacity, capacity),
                 &selected.narrow(0, i, 1),
                 0.3,
             );
@@ -156,12 +159,12 @@ fn values_that_are_columns_of_the_keys_equal_values_of_their_own() {
         }
     }
     let q = random(&[3, 6, 12], Kind::Float);
-    let cache = random(&[3, 1, 24, 12], Kind::Float);
-    let selected = Tensor::from_slice(&[0i64, 5, 9, 2, 3, -1, 1, -1, -1]).view([3, 3]);
-    let own = cache.narrow(3, 0, 8);
+    let cache = random(&[72, 1, 12], Kind::Float);
+    let rows = Tensor::from_slice(&[0i64, 5, 9, 26, 27, -1, 49, -1, -1]).view([3, 3]);
+    let own = cache.narrow(2, 0, 8);
     assert_eq!(
-        attend_selected_cached(&q, &cache, Values::KeyPrefix(8), &selected, 0.3),
-        attend_selected_cached(&q, &cache, &own, &selected, 0.3)
+        attend_selected_cached(&q, &cache, Values::KeyPrefix(8), &rows, 0.3),
+        attend_selected_cached(&q, &cache, &own, &rows, 0.3)
     );
 }
 

@@ -1,7 +1,7 @@
 //! Prefill and one-token decode equal the full forward pass, whatever lies in the slots around.
 
 use super::*;
-use crate::kv_cache::KeyValueCache;
+use crate::kv_cache::{CacheShape, KeyValueCache};
 
 const TOLERANCE: f64 = 1e-5;
 
@@ -14,11 +14,21 @@ struct Rollout<'a> {
     routing: Vec<Vec<Tensor>>,
 }
 
+/// Pages of 4 tokens, so that sequences take several, and share and copy them.
+fn small_pages(config: &ModelConfig, num_slots: usize, capacity: usize) -> KvCache {
+    let shape = CacheShape {
+        num_slots,
+        num_pages: num_slots * capacity.div_ceil(4),
+        page_tokens: 4,
+    };
+    KvCache::of_pages(config, shape, Kind::Float, Device::Cpu)
+}
+
 impl<'a> Rollout<'a> {
     fn new(model: &'a Transformer, num_slots: usize) -> Rollout<'a> {
         Rollout {
             model,
-            cache: KvCache::new(model.config(), num_slots, 40, Kind::Float, Device::Cpu),
+            cache: small_pages(model.config(), num_slots, 40),
             sequences: vec![Vec::new(); num_slots],
             logits: (0..num_slots).map(|_| Vec::new()).collect(),
             routing: (0..num_slots).map(|_| Vec::new()).collect(),
@@ -54,8 +64,8 @@ impl<'a> Rollout<'a> {
         }
     }
 
-    fn copy_slot(&mut self, from: usize, to: usize) {
-        self.cache.copy_slot(from, to);
+    fn share_slot(&mut self, from: usize, to: usize) {
+        self.cache.share_slot(from, to);
         let copies = |tensors: &[Tensor]| tensors.iter().map(Tensor::copy).collect();
         self.sequences[to] = self.sequences[from].clone();
         self.logits[to] = copies(&self.logits[from]);
@@ -64,7 +74,7 @@ impl<'a> Rollout<'a> {
 
     fn assert_slot_equals_the_full_forward(&self, slot: usize) {
         let sequence = &self.sequences[slot];
-        assert_eq!(self.cache.lengths[slot], sequence.len() as i64);
+        assert_eq!(self.cache.pages.len(slot), sequence.len());
         let output = self.model.forward_packed(&alone(sequence), &recording());
         let found = Tensor::cat(&self.logits[slot], 0);
         let expected = self.model.logits(&output.hidden);
@@ -90,20 +100,20 @@ fn decoding_sequences_of_different_lengths_equals_the_full_forward() {
         for slot in 0..3 {
             rollout.assert_slot_equals_the_full_forward(slot);
         }
-        assert_eq!(rollout.cache.lengths[3], 0);
+        assert_eq!(rollout.cache.pages.len(3), 0);
     }
 }
 
 #[test]
-fn copied_slots_continue_apart_and_forget_what_they_held() {
+fn slots_that_share_continue_apart_and_forget_what_they_held() {
     for config in variants() {
         let model = loud_model(&config, Kind::Float);
         let mut rollout = Rollout::new(&model, 3);
-        // Longer remains of an old sequence lie where the copies go.
+        // Longer remains of an old sequence lie in the slots that come to share.
         rollout.prefill(&[1, 2], &[&sequence(5, 30), &sequence(6, 21)]);
         rollout.prefill(&[0], &[&sequence(7, 8)]);
-        rollout.copy_slot(0, 1);
-        rollout.copy_slot(0, 2);
+        rollout.share_slot(0, 1);
+        rollout.share_slot(0, 2);
         for tokens in sequence(8, 12).chunks(3) {
             rollout.decode(tokens);
         }
@@ -111,8 +121,8 @@ fn copied_slots_continue_apart_and_forget_what_they_held() {
             rollout.assert_slot_equals_the_full_forward(slot);
         }
         // Slot 0 is free, the last sequence moves there, a new prompt comes into the last slot.
-        rollout.cache.clear_slot(0);
-        rollout.copy_slot(2, 0);
+        rollout.cache.pages.clear(0);
+        rollout.share_slot(2, 0);
         rollout.prefill(&[2], &[&sequence(9, 2)]);
         for tokens in sequence(10, 21).chunks(3) {
             rollout.decode(tokens);
@@ -124,24 +134,32 @@ fn copied_slots_continue_apart_and_forget_what_they_held() {
 }
 
 #[test]
-fn copy_slot_copies_the_sequence_only() {
-    // Keys of the last layer, `[capacity, ..]` of a slot.
-    let keys = |rollout: &Rollout, slot: i64| match &rollout.cache.layers[1].main {
-        KeyValueCache::Heads { k, .. } => k.get(slot).transpose(0, 1).copy(),
-        KeyValueCache::Latent(latents) => latents.get(slot).copy(),
+fn a_shared_page_is_copied_before_it_is_written() {
+    // Keys of the last layer, a row a token.
+    let keys = |rollout: &Rollout, slot: usize| {
+        let pages = &rollout.cache.pages;
+        let rows: Vec<i64> = (0..pages.len(slot)).map(|t| pages.row(slot, t)).collect();
+        let all = match &rollout.cache.layers[1].main {
+            KeyValueCache::Heads { k, .. } => k,
+            KeyValueCache::Latent(latents) => latents,
+        };
+        all.index_select(0, &Tensor::from_slice(&rows))
     };
     for config in sparse_configs(TOPK) {
         let model = loud_model(&config, Kind::Float);
         let mut rollout = Rollout::new(&model, 2);
         rollout.prefill(&[0, 1], &[&sequence(1, 6), &sequence(2, 3)]);
-        let before = keys(&rollout, 0).narrow(0, 0, 6);
-        rollout.cache.copy_slot(0, 1);
+        let before = keys(&rollout, 0);
+        rollout.cache.share_slot(0, 1);
+        assert_eq!(rollout.cache.pages.table(0), rollout.cache.pages.table(1));
         rollout.decode(&[9, 10]);
         let (first, second) = (keys(&rollout, 0), keys(&rollout, 1));
         assert_eq!(first.narrow(0, 0, 6), before);
         assert_eq!(second.narrow(0, 0, 6), before);
         assert_ne!(first.get(6), second.get(6));
-        assert_eq!(first.get(7), first.get(7).zeros_like());
+        let [first, second] = [0, 1].map(|slot| rollout.cache.pages.table(slot));
+        assert_eq!(first[0], second[0], "the whole page stays shared");
+        assert_ne!(first[1], second[1]);
     }
 }
 

@@ -111,6 +111,7 @@ pub(super) fn metrics(rollout: &Rollout, step: &GrpoStep, train_secs: f64) -> St
         ),
         grad_norm: learned(step.norms.main),
         indexer_grad_norm: step.indexer_kl.map(|_| step.norms.indexer),
+        preemptions: Some(rollout.stats.preemptions),
         rollout_tokens_per_sec: Some(rollout.stats.sampled_tokens as f64 / rollout.sampling_secs),
         train_tokens_per_sec: learned(step.num_tokens as f64 / train_secs),
         secs: StepSecs {
