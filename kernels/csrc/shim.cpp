@@ -1,6 +1,7 @@
 // See shim.h for the contract of every function.
 #include "shim.h"
 
+#include <cstring>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -12,6 +13,7 @@
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/function.h>
@@ -191,6 +193,15 @@ int baleen_varlen_attention(const Tensor* q, const Tensor* k, const Tensor* v, c
                                                 /*dropout_p=*/0.0, /*is_causal=*/true,
                                                 /*return_debug_mask=*/false, std::optional<double>(scale));
     *result = hand_out(std::get<0>(std::move(outputs)));
+  });
+}
+
+int baleen_upload(const void* values, int64_t count, const Tensor* like, int device, Tensor** result) {
+  return guarded([&] {
+    Tensor host = at::empty({count}, like->options().pinned_memory(true));
+    std::memcpy(host.data_ptr(), values, host.nbytes());
+    at::Device card(at::kCUDA, static_cast<at::DeviceIndex>(device));
+    *result = hand_out(host.to(card, host.scalar_type(), /*non_blocking=*/true));
   });
 }
 

@@ -58,6 +58,10 @@ int baleen_fused_adamw_(baleen_tensor* const* params, baleen_tensor* const* grad
 // L2 norm of each tensor, result[num_tensors].
 int baleen_foreach_norm(baleen_tensor* const* tensors, size_t num_tensors, baleen_tensor** result);
 
+// values[count], of the type of the CPU tensor `like`, on CUDA device `device`, by way of page-locked memory: the call
+// does not wait for the device.
+int baleen_upload(const void* values, int64_t count, const baleen_tensor* like, int device, baleen_tensor** result);
+
 int baleen_foreach_scale_(baleen_tensor* const* tensors, size_t num_tensors, double factor);
 
 // Bytes that the allocator of a GPU has taken from the device and that no tensor uses.

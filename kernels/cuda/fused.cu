@@ -261,15 +261,25 @@ extern "C" __global__ void __launch_bounds__(256)
 constexpr int VOCAB_THREADS = 512;
 constexpr int VOCAB_WARPS = VOCAB_THREADS / 32;
 
-// With z = logits / temperature: sums[row] = log sum_v exp z_v, logprobs[row] = z_target - sums[row]. Grid: rows.
+// With z = logits / temperature: sums[row] = log sum_v exp z_v, logprobs[row] = z_target - sums[row]. Grid: rows. v runs over
+// ids[offsets[row]..offsets[row + 1]], or over the whole vocabulary where that is empty or `offsets` is null.
 extern "C" __global__ void __launch_bounds__(VOCAB_THREADS)
-    token_logprobs(const bf16* logits, const long long* targets, float temperature, int vocab, float* sums,
-                   float* logprobs) {
+    token_logprobs(const bf16* logits, const long long* targets, const int* offsets, const int* ids, float temperature,
+                   int vocab, float* sums, float* logprobs) {
   __shared__ float highs[VOCAB_WARPS], totals[VOCAB_WARPS];
   const bf16* row = logits + (long long)blockIdx.x * vocab;
   const float inverse = 1.0f / temperature;
   float high = -INFINITY, total = 0;
-  for (int i = threadIdx.x * 8; i < vocab; i += VOCAB_THREADS * 8) {
+  const int first = offsets ? offsets[blockIdx.x] : 0, end = offsets ? offsets[blockIdx.x + 1] : 0;
+  for (int i = first + threadIdx.x; i < end; i += VOCAB_THREADS) {
+    const float z = to_float(row[ids[i]]) * inverse;
+    if (z > high) {
+      total *= __expf(high - z);
+      high = z;
+    }
+    total += __expf(z - high);
+  }
+  for (int i = threadIdx.x * 8; i < vocab && first == end; i += VOCAB_THREADS * 8) {
     const Eight eight = load_eight(row + i);
     float largest = to_float(eight.at[0]);
 #pragma unroll
@@ -300,22 +310,37 @@ extern "C" __global__ void __launch_bounds__(VOCAB_THREADS)
   logprobs[blockIdx.x] = to_float(row[targets[blockIdx.x]]) * inverse - sum;
 }
 
-// logits[row, v] = ([v is the target] - exp(z_v - sums[row])) grads[row] / temperature, in place.
-// Grid: rows, parts of a row.
+// logits[row, v] = ([v is the target] - exp(z_v - sums[row])) grads[row] / temperature, in place; 0 for a v that was not
+// kept. Grid: rows, parts of a row. The ids of a row are ascending.
 extern "C" __global__ void __launch_bounds__(256)
-    token_logprobs_backward(bf16* logits, const long long* targets, const float* sums, const float* grads,
-                            float temperature, int vocab) {
+    token_logprobs_backward(bf16* logits, const long long* targets, const int* offsets, const int* ids,
+                            const float* sums, const float* grads, float temperature, int vocab) {
   const int column = (blockIdx.y * 256 + threadIdx.x) * 8;
   if (column >= vocab) return;
   const float inverse = 1.0f / temperature, sum = sums[blockIdx.x];
   const float grad = grads[blockIdx.x] * inverse;
   const int target = (int)targets[blockIdx.x] - column;
+  // Bit j: column + j was kept.
+  unsigned kept = 255;
+  const int first = offsets ? offsets[blockIdx.x] : 0, end = offsets ? offsets[blockIdx.x + 1] : 0;
+  if (first < end) {
+    int low = first, high = end;
+    while (low < high) {
+      const int middle = (low + high) / 2;
+      if (ids[middle] < column)
+        low = middle + 1;
+      else
+        high = middle;
+    }
+    kept = 0;
+    for (; low < end && ids[low] < column + 8; ++low) kept |= 1u << (ids[low] - column);
+  }
   bf16* at = logits + (long long)blockIdx.x * vocab + column;
   Eight eight = load_eight(at);
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
     const float probability = __expf(to_float(eight.at[j]) * inverse - sum);
-    eight.at[j] = to_bf16(((j == target ? 1.0f : 0.0f) - probability) * grad);
+    eight.at[j] = to_bf16(kept >> j & 1 ? ((j == target ? 1.0f : 0.0f) - probability) * grad : 0.0f);
   }
   store_eight(at, eight);
 }

@@ -10,12 +10,13 @@ pub mod compile;
 mod context;
 mod default_stream;
 mod graph;
+pub(crate) mod launch;
 mod pinned;
 mod queue;
 
 pub use context::Cuda;
 pub(crate) use default_stream::DefaultStream;
 pub use graph::{Graph, StepGraph};
+pub(crate) use launch::Argument;
 pub use pinned::Pinned;
-pub(crate) use queue::Argument;
-pub use queue::Queue;
+pub use queue::{Queue, WORKSPACE_BYTES};

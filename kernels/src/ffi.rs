@@ -85,6 +85,13 @@ unsafe extern "C" {
         scale: f64,
         result: *mut RawTensor,
     ) -> c_int;
+    pub fn baleen_upload(
+        values: *const c_void,
+        count: i64,
+        like: RawTensor,
+        device: c_int,
+        result: *mut RawTensor,
+    ) -> c_int;
     pub fn baleen_foreach_copy_(
         to: *const RawTensor,
         from: *const RawTensor,

@@ -1,22 +1,23 @@
 //! What a learner's pass computes between its products, in one kernel each where eager operations take many passes
-//! over memory: norms, SwiGLU, RoPE, attention within the sequences of a pack, log-probs.
+//! over memory: norms, SwiGLU, RoPE, attention within the sequences of a pack, log-probs, the way to experts and back.
 //!
 //! Each is stated as a contract and as a slow reference in plain tch, which also is what runs wherever the kernel
-//! of `kernels/cuda/fused.cu` can't: on CPUs, in types other than bf16, and for sizes that it does not know.
+//! of `kernels/cuda/fused.cu` or `dispatch.cu` can't: on CPUs, in types other than bf16, and for sizes that it does not know.
 //! Forward values are rounded where the reference rounds; gradients are computed in f32 and rounded once.
 
+pub mod dispatch;
 pub mod logprobs;
 pub mod norm;
 pub mod rope;
+pub mod route;
+pub mod selftest;
 pub mod swiglu;
 pub mod varlen;
 
-#[cfg(test)]
-mod gpu_tests;
-
 use tch::{Kind, Tensor};
 
-use crate::cuda::compile::{Constant, FUSED, Source};
+use crate::cuda::compile::{Constant, FUSED};
+use crate::cuda::launch::Kernel;
 use crate::cuda::{Argument, DefaultStream};
 
 /// Numbers that a thread reads at once: widths are multiples of it.
@@ -69,14 +70,27 @@ unsafe fn launch_grid(
     block: u32,
     arguments: &[Argument],
 ) {
+    // SAFETY: the caller's.
+    unsafe { launch_kernel(stream, (&FUSED, constants, kernel), grid, block, arguments) }
+}
+
+/// Puts a kernel of any source on libtorch's stream; none where `grid` is empty.
+///
+/// # Safety
+/// As [`DefaultStream::launch`].
+unsafe fn launch_kernel(
+    stream: &DefaultStream,
+    kernel: Kernel,
+    grid: [i64; 2],
+    block: u32,
+    arguments: &[Argument],
+) {
     if grid[0] == 0 {
         return;
     }
-    let source: &Source = &FUSED;
     let grid = grid.map(|blocks| u32::try_from(blocks).expect("fewer than 2^31 blocks"));
     // SAFETY: the caller's.
-    let launched = unsafe { stream.launch((source, constants, kernel), grid, block, arguments) };
-    if let Err(error) = launched {
-        panic!("{kernel}: {error}");
+    if let Err(error) = unsafe { stream.launch(kernel, grid, block, arguments) } {
+        panic!("{}: {error}", kernel.2);
     }
 }

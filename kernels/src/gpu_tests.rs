@@ -124,3 +124,22 @@ fn sparse_attention_on_the_gpu_equals_the_cpu() {
         }
     }
 }
+
+/// Millions of numbers in one tensor, and a tensor that is part of another.
+#[test]
+fn global_norm_on_the_gpu_equals_that_in_f64() {
+    let Some(device) = gpu() else { return };
+    let tensors = [
+        random(&[3_000_001]) + 0.5,
+        random(&[40, 24]).narrow(1, 8, 8),
+    ];
+    let squares = tensors.each_ref().map(|x| x.to_kind(Kind::Double).square());
+    let expected = squares.map(|x| x.sum(Kind::Double).double_value(&[]));
+    let expected = expected.iter().sum::<f64>().sqrt();
+    let tensors = tensors.map(|x| x.to_device(device));
+    let found = foreach::global_norm(&tensors).unwrap().double_value(&[]);
+    assert!(
+        (found / expected - 1.0).abs() < 1e-6,
+        "{found} of {expected}"
+    );
+}

@@ -11,7 +11,7 @@
 //! [`decode`] those of a decode step, [`paged`] attention over a cache of pages. [`cuda`] compiles their kernels and records them into graphs.
 //! [`runtime`] finds the device once at start-up, [`machine`] says what there is to
 //! take, [`gpu_memory`] how much of a GPU was taken. [`profiler`] records a timeline of what was computed.
-//! [`mapped_file`] reads weights without copying them. [`error`] says what can go wrong.
+//! [`upload`](upload()) brings numbers to a device without waiting for it. [`mapped_file`] reads weights without copying them. [`error`] says what can go wrong.
 //!
 //! The C++ half lies in `csrc/` behind a C interface; `ffi.rs` is its only caller.
 
@@ -32,6 +32,8 @@ pub mod paged;
 pub mod profiler;
 pub mod runtime;
 pub mod tensor_bytes;
+mod upload;
 
 pub use error::KernelError;
 pub use tch;
+pub use upload::upload;

@@ -97,7 +97,7 @@ impl PackContext {
             (0..document.len as usize).map(move |position| cache.pages.row(slot, position))
         });
         let rows: Vec<i64> = rows.collect();
-        Tensor::from_slice(&rows).to_device(self.positions.device())
+        kernels::upload(&rows, self.positions.device())
     }
 
     /// Attended over visible keys, averaged over tokens, when each query attends to at most `topk`.
@@ -136,7 +136,7 @@ impl DocumentContext {
                 trunk_len: self.trunk_len,
                 branch_lens: self.branch_lens.clone(),
             };
-            Tensor::from_slice(&document.branch_starts()).to_device(self.device)
+            kernels::upload(&document.branch_starts(), self.device)
         })
     }
 

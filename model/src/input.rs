@@ -4,7 +4,7 @@
 //! prompt). A branch token sees the trunk and the earlier tokens of its own branch, so a prompt
 //! shared by a group is computed once, and every value equals that of the sequence on its own.
 
-use kernels::tch::{Device, Kind, Tensor};
+use kernels::tch::{Device, Tensor};
 
 /// One prompt with its continuations, laid out `[trunk | branch 0 | branch 1 | ...]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +68,7 @@ impl PackedInput {
             tokens.extend(sequence.iter().map(|&id| i64::from(id)));
         }
         PackedInput {
-            tokens: Tensor::from_slice(&tokens).to_device(device),
+            tokens: kernels::upload(&tokens, device),
             documents,
         }
     }
@@ -85,8 +85,6 @@ impl PackedInput {
             .iter()
             .flat_map(Document::positions)
             .collect();
-        Tensor::from_slice(&positions)
-            .to_device(self.tokens.device())
-            .to_kind(Kind::Int64)
+        kernels::upload(&positions, self.tokens.device())
     }
 }

@@ -7,6 +7,7 @@ use crate::attention::{AttentionLayer, AttentionRequest, CacheWrite};
 use crate::config::ModelConfig;
 use crate::context::{DecodeContext, PackContext};
 use crate::decode_graph::StepRecorder;
+use crate::experts::Experts;
 use crate::kv_cache::LayerCache;
 use crate::mlp::Mlp;
 use crate::moe::{MLP_NAMES, Moe};
@@ -89,19 +90,39 @@ impl Layer {
         recorded: Option<&Tensor>,
         write: Option<CacheWrite>,
     ) -> LayerOutput {
-        let attended = self
-            .attention
-            .packed(&self.input_norm.forward(x), pack, request, write);
-        let (x, y, routed) = self.feed_forward(x, &attended.y, recorded);
-        LayerOutput {
-            x: x + y,
+        let (output, y) = self.packed_behind(x, None, pack, request, recorded, write);
+        // Not in place: the norm before the feed-forward needs its input for the backward pass.
+        let x = &output.x + y;
+        LayerOutput { x, ..output }
+    }
+
+    /// The same of `x + y`, and the last sum is left to who comes next: to the output's `x` belongs what is returned
+    /// beside it. A norm that sums first saves a pass over both.
+    pub(crate) fn packed_behind(
+        &self,
+        x: &Tensor,
+        y: Option<&Tensor>,
+        pack: &PackContext,
+        request: &AttentionRequest,
+        recorded: Option<&Tensor>,
+        write: Option<CacheWrite>,
+    ) -> (LayerOutput, Tensor) {
+        let (x, h) = match y {
+            Some(y) => self.input_norm.add_forward(x, y),
+            None => (x.shallow_clone(), self.input_norm.forward(x)),
+        };
+        let attended = self.attention.packed(&h, pack, request, write);
+        let (x, y, routed) = self.feed_forward(&x, &attended.y, recorded);
+        let output = LayerOutput {
+            x,
             indexer_loss: attended.indexer_loss,
             record: LayerRecord {
                 routed,
                 selected: attended.selected,
                 selection_agreement: attended.selection_agreement,
             },
-        }
+        };
+        (output, y)
     }
 
     /// `x` `[B, hidden_size]`, one new token a slot; with the experts and the keys that were selected.
@@ -132,6 +153,14 @@ impl Layer {
                 let (y, routed) = moe.forward(&h, recorded);
                 (x, y, Some(routed))
             }
+        }
+    }
+
+    /// The layer's experts, where a router chooses them.
+    pub(crate) fn experts(&self) -> Option<&Experts> {
+        match &self.feed_forward {
+            FeedForward::Dense(_) => None,
+            FeedForward::Moe(moe) => Some(moe.experts()),
         }
     }
 

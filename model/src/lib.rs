@@ -46,5 +46,5 @@ pub use parameter::{Parameter, ParameterGroup};
 pub use router::{Routing, RoutingTrace};
 pub use selection::{Selection, SelectionTrace};
 pub use tokenizer::Tokenizer;
-pub use transformer::{Attention, ForwardOptions, ForwardOutput, Transformer};
+pub use transformer::{AgreeingExperts, Attention, ForwardOptions, ForwardOutput, Transformer};
 pub use weights::{WeightError, WeightSource};

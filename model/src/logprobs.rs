@@ -5,6 +5,7 @@
 //! Mask); with the whole vocabulary kept it is the plain log-softmax. N tokens, V vocabulary.
 
 use kernels::fused;
+use kernels::fused::logprobs::Kept;
 use kernels::tch::{Device, Kind, Tensor};
 
 use crate::transformer::Transformer;
@@ -58,14 +59,15 @@ impl Transformer {
         temperature: f64,
         kept: Option<&KeptTokens>,
     ) -> Tensor {
-        let is_restricted = kept.is_some_and(|kept| !kept.ids.is_empty());
-        if !is_restricted {
-            let fused = self.head(|head| {
-                fused::logprobs::token_logprobs(hidden, &head, rows, targets, temperature)
+        let fused = self.head(|head| {
+            let kept = kept.map(|kept| Kept {
+                offsets: &kept.offsets,
+                ids: &kept.ids,
             });
-            if let Some(logprobs) = fused {
-                return logprobs;
-            }
+            fused::logprobs::token_logprobs(hidden, &head, rows, targets, temperature, kept)
+        });
+        if let Some(logprobs) = fused {
+            return logprobs;
         }
         let count = targets.size()[0];
         let chunks: Vec<Tensor> = (0..count)

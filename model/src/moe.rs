@@ -3,7 +3,8 @@
 //! Tokens are sorted by expert once, the experts run on the sorted rows ([`crate::experts`]), and the
 //! results return to their tokens weighted by their gates. Routing itself is in [`crate::router`].
 
-use kernels::tch::{Kind, Tensor};
+use kernels::fused::dispatch::Dispatch;
+use kernels::tch::Tensor;
 use kernels::{KernelError, decode};
 
 use crate::config::{ModelConfig, ModelType, MoeConfig};
@@ -61,21 +62,9 @@ impl Moe {
     /// `x` `[T, hidden_size]` to the weighted sum of experts, and how the tokens were routed.
     pub(crate) fn forward(&self, x: &Tensor, recorded: Option<&Tensor>) -> (Tensor, Routed) {
         let routed = self.router.route(x, recorded);
-        let assignments = routed.experts.flatten(0, 1);
-        let order = assignments.sort_stable(true, 0, false).1;
-        let token_of = order.floor_divide_scalar(self.router.top_k());
-        let counts = assignments.bincount(None::<&Tensor>, self.experts.len());
-        let outputs = self.experts.forward(&x.index_select(0, &token_of), &counts);
-        let gates = routed
-            .gates
-            .flatten(0, 1)
-            .index_select(0, &order)
-            .unsqueeze(1);
-        // The sum over experts runs in f32, in expert order.
-        let weighted = outputs.to_kind(Kind::Float) * gates;
-        let sum =
-            Tensor::zeros(x.size(), (Kind::Float, x.device())).index_add(0, &token_of, &weighted);
-        let y = sum.to_kind(x.kind());
+        let dispatch = Dispatch::new(&routed.experts, self.experts.len());
+        let outputs = self.experts.forward(&dispatch.gather(x), dispatch.ends());
+        let y = dispatch.combine(&outputs, &routed.gates);
         let y = match &self.shared {
             Some(shared) => y + shared.forward(x),
             None => y,
@@ -106,6 +95,11 @@ impl Moe {
         decode::rows::swiglu(queue, &both, &inner)?;
         queue.products(&inner, down, &outputs)?;
         decode::experts::combine(queue, &outputs, &gates, &step.y)
+    }
+
+    /// The experts that a router chooses among.
+    pub(crate) fn experts(&self) -> &Experts {
+        &self.experts
     }
 
     pub(crate) fn parameters(&self) -> Vec<&Parameter> {

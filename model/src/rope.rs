@@ -78,7 +78,7 @@ impl Rotation {
         kind: Kind,
     ) -> Rotation {
         let dim = 2 * frequencies.len() as i64;
-        let frequencies = Tensor::from_slice(frequencies).to_device(positions.device());
+        let frequencies = kernels::upload(frequencies, positions.device());
         let pairs = positions.to_kind(Kind::Float).unsqueeze(1) * frequencies.unsqueeze(0);
         let angles = match layout {
             RopeLayout::HalfSplit => Tensor::cat(&[&pairs, &pairs], 1),

@@ -9,6 +9,8 @@
 //! Keep Routing), so the gradient still reaches the router.
 
 use kernels::decode::experts::Gating;
+use kernels::fused;
+use kernels::fused::route::route;
 use kernels::tch::{self, Kind, Tensor};
 
 use crate::config::{MoeConfig, ScoringFunc};
@@ -125,6 +127,9 @@ impl Router {
         let logits = x
             .to_kind(Kind::Float)
             .linear(&self.gate.weight_f32(), None::<&Tensor>);
+        if let Some(routed) = self.fused(x, &logits, recorded) {
+            return routed;
+        }
         let scores = match self.config.scoring_func {
             ScoringFunc::Softmax => logits.softmax(-1, Kind::Float),
             ScoringFunc::Sigmoid => logits.sigmoid(),
@@ -154,6 +159,18 @@ impl Router {
             gates,
             agreeing,
         }
+    }
+
+    /// The same in one kernel, where there is one.
+    fn fused(&self, x: &Tensor, logits: &Tensor, recorded: Option<&Tensor>) -> Option<Routed> {
+        let gating = self.gating().filter(|_| fused::runs_on(x))?;
+        let bias = self.correction_bias.as_ref().map(Parameter::weight_f32);
+        let routed = route(logits, bias.as_ref(), recorded, gating)?;
+        Some(Routed {
+            experts: routed.experts,
+            gates: routed.gates,
+            agreeing: recorded.map(|_| routed.agreeing.sum(Kind::Int64)),
+        })
     }
 
     /// The experts that `scores` `[T, num_experts]` choose, `[T, top_k]`, best first.

@@ -15,6 +15,7 @@ use crate::attention::{AttentionRequest, CacheWrite};
 use crate::config::ModelConfig;
 use crate::context::{DecodeContext, PackContext};
 use crate::decode_graph::{GraphDecoder, GraphSampling, LentDecoder, StepRecorder};
+use crate::experts::Experts;
 use crate::input::PackedInput;
 use crate::kv_cache::KvCache;
 use crate::layer::{Layer, LayerOutput, LayerRecord};
@@ -68,8 +69,8 @@ pub struct ForwardOutput {
     pub hidden: Tensor,
     /// Experts used, i64 `[T, num_moe_layers, top_k]`, in a MoE model unless routing is `Free`.
     pub routing: Option<Tensor>,
-    /// Under `Routing::Replay`: share of the recorded experts that free routing would choose now.
-    pub routing_agreement: Option<f64>,
+    /// Under `Routing::Replay`: how many of the recorded experts free routing would choose now.
+    pub agreeing: Option<AgreeingExperts>,
     /// Indexer KL per layer, each a scalar summed over tokens, when asked for.
     pub indexer_losses: Vec<Tensor>,
     /// Under `Selection::Record` with sparse attention: positions that each token attends to in its own
@@ -82,7 +83,23 @@ pub struct ForwardOutput {
     pub key_share: f64,
 }
 
+/// How far recorded experts agree with free routing.
+#[derive(Debug)]
+pub struct AgreeingExperts {
+    /// Recorded experts that free routing would choose, an i64 scalar on the device.
+    pub count: Tensor,
+    /// Recorded experts.
+    pub recorded: usize,
+}
+
 impl ForwardOutput {
+    /// Under `Routing::Replay`: share of the recorded experts that free routing would choose now. Waits for the
+    /// device.
+    pub fn routing_agreement(&self) -> Option<f64> {
+        let agreeing = self.agreeing.as_ref()?;
+        Some(agreeing.count.int64_value(&[]) as f64 / agreeing.recorded as f64)
+    }
+
     /// `selected` by layer and token, absent ones left out.
     pub fn selected_keys(&self) -> Option<Vec<Vec<Vec<i64>>>> {
         let selected = self.selected.as_ref()?;
@@ -238,11 +255,30 @@ impl Transformer {
         ForwardOutput {
             hidden: self.norm.forward(&x),
             routing: records.then(|| Tensor::stack(&routed, 1)),
-            routing_agreement: None,
+            agreeing: None,
             indexer_losses: Vec::new(),
             selected: records_keys.then(|| Tensor::stack(&selected, 1)),
             selection_agreement: None,
             key_share,
+        }
+    }
+
+    /// Drops the gradients of experts that no row reached in the backward passes since the last call. To be called
+    /// before an update: an expert that no token chose keeps its value and its moments.
+    ///
+    /// A GPU leaves zeros in these gradients, since knowing which they are would have made the host wait.
+    pub fn settle_gradients(&self) {
+        let experts = self.layers.iter().filter_map(|layer| layer.experts());
+        let (experts, rows): (Vec<&Experts>, Vec<Tensor>) = experts
+            .filter_map(|experts| Some((experts, experts.take_rows_of_backward()?)))
+            .unzip();
+        if rows.is_empty() {
+            return;
+        }
+        // All layers have as many experts.
+        let rows = Vec::<Vec<i32>>::try_from(Tensor::stack(&rows, 0)).expect("rows are [L, E]");
+        for (experts, rows) in experts.iter().zip(&rows) {
+            experts.drop_gradients(rows);
         }
     }
 
@@ -320,7 +356,8 @@ impl Transformer {
     ) -> ForwardOutput {
         let pack = Rc::new(PackContext::new(&self.config, input, self.kind));
         let cache = cache.map(|(cache, slots)| (cache, pack.cache_rows(cache, slots)));
-        let mut x = self.embed(&input.tokens);
+        // The residual stream, and what is still to be added to it.
+        let (mut x, mut y) = (self.embed(&input.tokens), None);
         let mut indexer_losses = Vec::new();
         let mut records = Vec::new();
         let mut num_moe_layers = 0;
@@ -343,16 +380,24 @@ impl Transformer {
             let output = if options.activation_checkpointing && write.is_none() {
                 checkpointed(layer, &x, &pack, request, recorded)
             } else {
-                layer.packed(&x, &pack, &request, recorded.as_ref(), write)
+                let recorded = recorded.as_ref();
+                let (output, own) =
+                    layer.packed_behind(&x, y.as_ref(), &pack, &request, recorded, write);
+                y = Some(own);
+                output
             };
             x = output.x;
             indexer_losses.extend(output.indexer_loss);
             records.push(output.record);
         }
+        let hidden = match &y {
+            Some(y) => self.norm.add_forward(&x, y).1,
+            None => self.norm.forward(&x),
+        };
         ForwardOutput {
-            hidden: self.norm.forward(&x),
+            hidden,
             routing: recorded_routing(options, &records),
-            routing_agreement: routing_agreement(&records),
+            agreeing: agreeing_experts(&records),
             indexer_losses,
             selected: recorded_selection(&records),
             selection_agreement: selection_agreement(&records),
@@ -402,19 +447,13 @@ fn recorded_routing(options: &ForwardOptions, records: &[LayerRecord]) -> Option
     (!layers.is_empty()).then(|| Tensor::stack(&layers, 1))
 }
 
-fn routing_agreement(records: &[LayerRecord]) -> Option<f64> {
+fn agreeing_experts(records: &[LayerRecord]) -> Option<AgreeingExperts> {
     let routed = || records.iter().filter_map(|r| r.routed.as_ref());
     let agreeing: Vec<&Tensor> = routed().filter_map(|r| r.agreeing.as_ref()).collect();
-    if agreeing.is_empty() {
-        return None;
-    }
-    let total: usize = routed().map(|r| r.experts.numel()).sum();
-    Some(
-        Tensor::stack(&agreeing, 0)
-            .sum(Kind::Int64)
-            .int64_value(&[]) as f64
-            / total as f64,
-    )
+    (!agreeing.is_empty()).then(|| AgreeingExperts {
+        count: Tensor::stack(&agreeing, 0).sum(Kind::Int64),
+        recorded: routed().map(|r| r.experts.numel()).sum(),
+    })
 }
 
 fn recorded_selection(records: &[LayerRecord]) -> Option<Tensor> {

@@ -10,7 +10,8 @@
 use std::ops::Range;
 
 use environments::TaskKey;
-use kernels::tch::{Device, Tensor};
+use kernels::tch::{Device, Kind, Tensor};
+use kernels::upload;
 use model::{Document, KeptTokens, PackedInput};
 use rollout::{Group, Sample};
 
@@ -191,46 +192,83 @@ impl Piece<'_> {
     }
 }
 
-/// Packs the groups of one optimizer step, in order; samples without advantage are left out.
-///
-/// A group stays in one document unless it alone exceeds the limit: then its samples are spread over
-/// several documents that each repeat the prompt. No group with a valid sample: no micro-batch.
+/// The micro-batches of one optimizer step, each made when it is asked for: a GPU works on one while the host makes
+/// the next.
+pub struct Packing<'a> {
+    pieces: Vec<Piece<'a>>,
+    ranges: Vec<Range<usize>>,
+    options: &'a PackOptions<'a>,
+}
+
+impl<'a> Packing<'a> {
+    /// Distributes groups, in order; samples without advantage are left out.
+    ///
+    /// A group stays in one document unless it alone exceeds the limit: then its samples are spread over
+    /// several documents that each repeat the prompt. No group with a valid sample: no micro-batch.
+    ///
+    /// # Errors
+    /// A sample whose log-probs, kept tokens or (when kept) routing or selection don't fit its tokens.
+    pub fn new(
+        groups: &'a [Group],
+        advantages: &[Vec<Option<f64>>],
+        options: &'a PackOptions<'a>,
+    ) -> Result<Packing<'a>, BatchError> {
+        assert_eq!(
+            groups.len(),
+            advantages.len(),
+            "one row of advantages a group"
+        );
+        let any = |row: &&Vec<Option<f64>>| row.iter().any(Option::is_some);
+        let num_groups = advantages.iter().filter(any).count();
+        let mut pieces = Vec::new();
+        for (group, advantages) in groups.iter().zip(advantages) {
+            let samples = valid_samples(group, advantages)?;
+            check_group(group, &samples, options)?;
+            if options.skip_without_signal && samples.iter().all(|&(_, advantage)| advantage == 0.0)
+            {
+                continue;
+            }
+            let sample_weight = 1.0 / (samples.len() * num_groups) as f64;
+            for samples in split_samples(group, samples, options.micro_batch_tokens) {
+                pieces.push(Piece {
+                    group,
+                    samples,
+                    sample_weight,
+                });
+            }
+        }
+        let sizes: Vec<usize> = pieces.iter().map(Piece::num_tokens).collect();
+        let ranges = fill(&sizes, options.micro_batch_tokens);
+        Ok(Packing {
+            pieces,
+            ranges,
+            options,
+        })
+    }
+
+    /// Tokens of all micro-batches.
+    pub fn num_tokens(&self) -> usize {
+        self.pieces.iter().map(Piece::num_tokens).sum()
+    }
+
+    /// Makes the micro-batches, in order.
+    pub fn batches(&self) -> impl ExactSizeIterator<Item = MicroBatch> + '_ {
+        let ranges = self.ranges.iter().cloned();
+        ranges.map(|range| micro_batch(&self.pieces[range], self.options))
+    }
+}
+
+/// All micro-batches of [`Packing`] at once.
 ///
 /// # Errors
-/// A sample whose log-probs, kept tokens or (when kept) routing or selection don't fit its tokens.
+/// As [`Packing::new`].
 pub fn pack(
     groups: &[Group],
     advantages: &[Vec<Option<f64>>],
     options: &PackOptions,
 ) -> Result<Vec<MicroBatch>, BatchError> {
-    assert_eq!(
-        groups.len(),
-        advantages.len(),
-        "one row of advantages a group"
-    );
-    let any = |row: &&Vec<Option<f64>>| row.iter().any(Option::is_some);
-    let num_groups = advantages.iter().filter(any).count();
-    let mut pieces = Vec::new();
-    for (group, advantages) in groups.iter().zip(advantages) {
-        let samples = valid_samples(group, advantages)?;
-        check_group(group, &samples, options)?;
-        if options.skip_without_signal && samples.iter().all(|&(_, advantage)| advantage == 0.0) {
-            continue;
-        }
-        let sample_weight = 1.0 / (samples.len() * num_groups) as f64;
-        for samples in split_samples(group, samples, options.micro_batch_tokens) {
-            pieces.push(Piece {
-                group,
-                samples,
-                sample_weight,
-            });
-        }
-    }
-    let sizes: Vec<usize> = pieces.iter().map(Piece::num_tokens).collect();
-    let batches = fill(&sizes, options.micro_batch_tokens);
-    Ok(batches
-        .into_iter()
-        .map(|range| micro_batch(&pieces[range], options))
+    Ok(Packing::new(groups, advantages, options)?
+        .batches()
         .collect())
 }
 
@@ -262,9 +300,9 @@ pub fn pack_text(
         let weights = vec![1.0 / num_targets as f64; targets.len()];
         TextMicroBatch {
             input,
-            target_rows: Tensor::from_slice(&rows).to_device(device),
-            targets: Tensor::from_slice(&targets).to_device(device),
-            token_weights: Tensor::from_slice(&weights).to_device(device),
+            target_rows: upload(&rows, device),
+            targets: upload(&targets, device),
+            token_weights: upload(&weights, device),
         }
     });
     Ok(batches.collect())
@@ -348,7 +386,7 @@ fn micro_batch(pieces: &[Piece], options: &PackOptions) -> MicroBatch {
     let (mut sampler_logprobs, mut kept) = (Vec::<f32>::new(), KeptTokens::default());
     let (mut sequence, mut token_weights) = (Vec::<i64>::new(), Vec::<f64>::new());
     let mut sources = Vec::<SampleSource>::new();
-    let (mut routing, mut selection) = (Vec::<i64>::new(), Vec::<i64>::new());
+    let (mut routing, mut selection) = (Vec::<i32>::new(), Vec::<i64>::new());
     let selection_width = selection_width(pieces, options);
     for piece in pieces {
         let prompt = &piece.group.prompt.tokens;
@@ -357,7 +395,7 @@ fn micro_batch(pieces: &[Piece], options: &PackOptions) -> MicroBatch {
         tokens.extend(prompt.iter().map(|&id| i64::from(id)));
         let prompt_ids = prompt.len() * options.keep_routing.map_or(0, |r| r.num_layers * r.top_k);
         let shared = &piece.samples[0].0.routing.ids[..prompt_ids];
-        routing.extend(shared.iter().map(|&id| i64::from(id)));
+        routing.extend(shared.iter().map(|&id| i32::from(id)));
         if options.keep_selection.is_some() {
             let trace = &piece.samples[0].0.selection;
             selection.extend(trace.rows(0..prompt.len(), selection_width));
@@ -375,7 +413,7 @@ fn micro_batch(pieces: &[Piece], options: &PackOptions) -> MicroBatch {
             }
             if options.keep_routing.is_some() {
                 let own = &sample.routing.ids[prompt_ids..];
-                routing.extend(own.iter().map(|&id| i64::from(id)));
+                routing.extend(own.iter().map(|&id| i32::from(id)));
             }
             if options.keep_selection.is_some() {
                 let own = prompt.len()..prompt.len() + len - 1;
@@ -412,31 +450,31 @@ fn micro_batch(pieces: &[Piece], options: &PackOptions) -> MicroBatch {
     let device = options.device;
     let of_samples = |number: fn(&SampleSource) -> f64| {
         let numbers: Vec<f64> = sources.iter().map(number).collect();
-        Tensor::from_slice(&numbers).to_device(device)
+        upload(&numbers, device)
     };
     let lengths: Vec<i64> = sources.iter().map(|s| s.num_tokens as i64).collect();
     MicroBatch {
         input: PackedInput {
-            tokens: Tensor::from_slice(&tokens).to_device(device),
+            tokens: upload(&tokens, device),
             documents,
         },
-        target_rows: Tensor::from_slice(&target_rows).to_device(device),
-        targets: Tensor::from_slice(&targets).to_device(device),
-        sampler_logprobs: Tensor::from_slice(&sampler_logprobs).to_device(device),
+        target_rows: upload(&target_rows, device),
+        targets: upload(&targets, device),
+        sampler_logprobs: upload(&sampler_logprobs, device),
         kept,
         routing: options.keep_routing.map(|shape| {
             let size = [num_tokens, shape.num_layers as i64, shape.top_k as i64];
-            Tensor::from_slice(&routing).view(size).to_device(device)
+            upload(&routing, device).view(size).to_kind(Kind::Int64)
         }),
         selection: options.keep_selection.map(|shape| {
             let size = [num_tokens, shape.num_layers as i64, selection_width as i64];
-            Tensor::from_slice(&selection).view(size).to_device(device)
+            upload(&selection, device).view(size)
         }),
-        sequence: Tensor::from_slice(&sequence).to_device(device),
+        sequence: upload(&sequence, device),
         advantages: of_samples(|s| s.advantage),
-        lengths: Tensor::from_slice(&lengths).to_device(device),
+        lengths: upload(&lengths, device),
         kl_scales: of_samples(|s| s.kl_scale),
-        token_weights: Tensor::from_slice(&token_weights).to_device(device),
+        token_weights: upload(&token_weights, device),
         sources,
     }
 }

@@ -3,11 +3,13 @@
 //! First the machine's ceilings are measured ([`ceilings`]), then what a run spends its time on
 //! ([`workloads`], [`grpo`]). Each row tells the operations and bytes that the work needs at least ([`work`]),
 //! the time those take at the ceilings, and the share of that limit which was reached. How time and
-//! memory grow with the length of a document is a table of its own ([`context`]).
+//! memory grow with the length of a document is a table of its own ([`context`]), and so are single operations
+//! ([`operations`]).
 
 pub mod ceilings;
 mod context;
 pub mod grpo;
+mod operations;
 pub mod shapes;
 pub mod timing;
 pub mod work;
@@ -41,6 +43,8 @@ pub enum Part {
     Step,
     /// Matrix products in f32 and bf16
     Products,
+    /// Single operations at the model's shapes, our kernels beside libtorch's
+    Kernels,
     /// Training on one document of 1K, 4K and 16K tokens, sparse and dense: time and memory
     Context,
 }
@@ -94,7 +98,7 @@ pub fn run<E: From<TrainerError>>(
         bytes_per_sec,
     };
 
-    let without_rows = [Part::Products, Part::Context];
+    let without_rows = [Part::Products, Part::Context, Part::Kernels];
     if parts.iter().any(|part| !without_rows.contains(part)) {
         print(&format!("\n{}", header()))?;
     }
@@ -133,6 +137,9 @@ pub fn run<E: From<TrainerError>>(
             .iter()
             .try_for_each(|row| print(row))?;
         print_gpu_memory(device, &mut print)?;
+    }
+    if parts.contains(&Part::Kernels) {
+        operations::run(subject, ceilings, &mut print)?;
     }
     if parts.contains(&Part::Context) {
         context::run(subject, &mut print)?;

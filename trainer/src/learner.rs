@@ -5,6 +5,9 @@
 //! replayed routing and kept tokens. Micro-batches add up exactly: their weights are those of the
 //! whole step.
 
+mod readback;
+
+use std::ops::Range;
 use std::time::Instant;
 
 use kernels::profiler::range;
@@ -12,11 +15,14 @@ use kernels::tch::{self, Kind, Tensor};
 use model::{Attention, ForwardOptions, Routing, Selection, Transformer};
 use rollout::Group;
 
-use crate::batch::{self, MicroBatch, PackOptions, RoutingShape, TextDocument};
+use self::readback::{Numbers, Place, Readback};
+use crate::batch::{
+    self, MicroBatch, PackOptions, Packing, RoutingShape, SampleSource, TextDocument,
+};
 use crate::config::{GrpoConfig, RunConfig};
 use crate::error::TrainerError;
 use crate::learned_file::LearnedSample;
-use crate::loss::{GrpoLoss, GrpoLossInput, GrpoLossParams, GrpoStats, grpo_loss, sft_loss};
+use crate::loss::{GrpoLossInput, GrpoLossParams, GrpoStats, grpo_loss, sft_loss};
 use crate::optimizer::{AdamW, StepNorms};
 
 /// What a text stage trains.
@@ -65,6 +71,7 @@ pub fn text_step(
         num_tokens: num_tokens as usize,
         ..TextStep::default()
     };
+    let (mut readback, mut losses_of_text, mut indexer_kls) = (Readback::default(), vec![], vec![]);
     for batch in &batches {
         let options = ForwardOptions {
             attention: objective.attention,
@@ -83,18 +90,26 @@ pub fn text_step(
                 None,
             );
             let loss = sft_loss(&logprobs, &batch.token_weights);
-            *step.loss.get_or_insert(0.0) += loss.double_value(&[]);
+            losses_of_text.push(readback.push(&loss));
             losses.push(loss.to_kind(Kind::Float));
         }
         if !output.indexer_losses.is_empty() {
             let kl = Tensor::stack(&output.indexer_losses, 0).sum(Kind::Float) / num_tokens as f64;
-            *step.indexer_kl.get_or_insert(0.0) += kl.double_value(&[]) / num_layers;
+            indexer_kls.push(readback.push(&kl));
             losses.push(kl);
         }
         step.key_share += output.key_share * batch.input.num_tokens() as f64 / num_tokens as f64;
         Tensor::stack(&losses, 0).sum(Kind::Float).backward();
     }
+    let numbers = readback.read();
+    for loss in &losses_of_text {
+        *step.loss.get_or_insert(0.0) += numbers.one(loss);
+    }
+    for kl in &indexer_kls {
+        *step.indexer_kl.get_or_insert(0.0) += numbers.one(kl) / num_layers;
+    }
     let _optimizer = range("optimizer");
+    policy.settle_gradients();
     step.norms = optimizer.step(&policy.parameters(), learning_rate)?;
     policy.publish();
     Ok(step)
@@ -177,18 +192,26 @@ impl GrpoLearner<'_> {
             .chunks(per_mini_batch)
             .zip(advantages.chunks(per_mini_batch));
         for (index, (groups, advantages)) in mini_batches.enumerate() {
-            let batches = batch::pack(groups, advantages, &self.pack_options())?;
-            if batches.is_empty() {
+            let options = self.pack_options();
+            let packing = Packing::new(groups, advantages, &options)?;
+            let num_tokens = packing.num_tokens();
+            if num_tokens == 0 {
                 continue;
             }
-            let num_tokens: i64 = batches.iter().map(|batch| batch.input.num_tokens()).sum();
             step.losses.push(0.0);
-            for batch in &batches {
-                self.accumulate(batch, num_tokens, &mut step)?;
+            let mut readback = Readback::default();
+            let learned: Vec<LearnedBatch> = packing
+                .batches()
+                .map(|batch| self.accumulate(batch, num_tokens, &mut readback, &mut step))
+                .collect();
+            let numbers = readback.read();
+            for learned in &learned {
+                self.record(learned, &numbers, &mut step);
             }
-            step.num_tokens += num_tokens as usize;
+            step.num_tokens += num_tokens;
             let rate = learning_rate(index);
             let _optimizer = range("optimizer");
+            self.policy.settle_gradients();
             step.norms = optimizer.step(&self.policy.parameters(), rate)?;
             step.learning_rate = Some(rate);
             step.optimizer_steps += 1;
@@ -229,17 +252,20 @@ impl GrpoLearner<'_> {
         }
     }
 
-    /// Forward and backward of one micro-batch; gradients add up in the parameters.
+    /// Forward and backward of one micro-batch; gradients add up in the parameters. Figures stay on the device, as
+    /// parts of `readback`, so that nothing waits for it.
     fn accumulate(
         &self,
-        batch: &MicroBatch,
-        step_tokens: i64,
+        batch: MicroBatch,
+        step_tokens: usize,
+        readback: &mut Readback,
         step: &mut GrpoStep,
-    ) -> Result<(), TrainerError> {
+    ) -> LearnedBatch {
         let ref_logprobs = self.reference.map(|reference| {
             let _reference = range("reference");
             let start = Instant::now();
-            let logprobs = tch::no_grad(|| self.logprobs(reference, batch, Routing::Free, false).0);
+            let logprobs =
+                tch::no_grad(|| self.logprobs(reference, &batch, Routing::Free, false).0);
             *step.reference_secs.get_or_insert(0.0) += start.elapsed().as_secs_f64();
             logprobs
         });
@@ -249,7 +275,7 @@ impl GrpoLearner<'_> {
             .as_ref()
             .map_or(Routing::Free, |ids| Routing::Replay(ids.shallow_clone()));
         let (logprobs, output) =
-            self.logprobs(self.policy, batch, routing, self.stage.train_indexer);
+            self.logprobs(self.policy, &batch, routing, self.stage.train_indexer);
         let loss = grpo_loss(
             &GrpoLossInput {
                 logprobs: &logprobs,
@@ -267,76 +293,115 @@ impl GrpoLearner<'_> {
                 off_policy_delta: self.stage.off_policy_delta,
             },
         );
-        if let Some(sum) = step.losses.last_mut() {
-            *sum += loss.loss.double_value(&[]);
-        }
-        step.stats.merge(&loss.stats);
-        let (learned, mini_batch) = (
-            loss_record(&logprobs, ref_logprobs.as_ref(), &loss),
-            step.optimizer_steps,
-        );
-        step.samples
-            .extend(self.learned_samples(batch, &learned, mini_batch));
-        if step.optimizer_steps == 0 {
-            let gap = tch::no_grad(|| (&logprobs - &batch.sampler_logprobs).abs());
-            let (first_tokens, count) = (step.stats.tokens as f64, gap.numel() as f64);
-            // A running mean: `tokens` already counts this micro-batch.
-            step.logprob_gap_mean +=
-                (gap.mean(Kind::Double).double_value(&[]) - step.logprob_gap_mean) * count
-                    / first_tokens;
-            step.logprob_gap_max = step.logprob_gap_max.max(gap.max().double_value(&[]));
-        }
-        let batch_tokens = batch.input.num_tokens() as f64;
-        step.key_share += output.key_share * batch_tokens;
-        if let Some(agreement) = output.routing_agreement {
-            *step.routing_agreement_free.get_or_insert(0.0) += agreement * batch_tokens;
-        }
-        if let (Some(recorded), Some(used)) = (&batch.routing, &output.routing) {
-            let same = recorded.eq_tensor(used).to_kind(Kind::Double);
-            *step.routing_agreement_replay.get_or_insert(0.0) +=
-                same.mean(Kind::Double).double_value(&[]) * batch_tokens;
-        }
+        let gap = (step.optimizer_steps == 0).then(|| {
+            let gap = (logprobs.detach() - &batch.sampler_logprobs).abs();
+            let figures = [gap.mean(Kind::Double), gap.max().to_kind(Kind::Double)];
+            readback.push(&Tensor::stack(&figures, 0))
+        });
+        let used = match (&batch.routing, &output.routing) {
+            (Some(recorded), Some(used)) => {
+                let same = recorded.eq_tensor(used).to_kind(Kind::Double);
+                Some(readback.push(&same.mean(Kind::Double)))
+            }
+            _ => None,
+        };
+        let agreeing = output.agreeing.as_ref();
+        let mut learned = LearnedBatch {
+            loss: readback.push(&loss.loss),
+            figures: readback.push(&loss.figures),
+            logprobs: readback.push(&logprobs),
+            ref_logprobs: ref_logprobs.as_ref().map(|all| readback.push(all)),
+            drift: readback.push(&loss.drift),
+            keep: readback.push(&loss.keep),
+            gap,
+            agreeing: agreeing.map(|experts| (readback.push(&experts.count), experts.recorded)),
+            used,
+            indexer_kl: None,
+            key_share: output.key_share,
+            num_tokens: batch.input.num_tokens(),
+            sources: batch.sources,
+        };
         let mut total = loss.loss.to_kind(Kind::Float);
         if !output.indexer_losses.is_empty() {
             let kl = Tensor::stack(&output.indexer_losses, 0).sum(Kind::Float) / step_tokens as f64;
-            // A prompt whose group spans several micro-batches is forwarded, and counted, in each.
-            let num_layers = output.indexer_losses.len() as f64;
-            *step.indexer_kl.get_or_insert(0.0) += kl.double_value(&[]) / num_layers;
+            learned.indexer_kl = Some((readback.push(&kl), output.indexer_losses.len()));
             total += kl;
         }
         total.backward();
-        Ok(())
+        learned
+    }
+
+    /// Adds the figures of a micro-batch to those of the step.
+    fn record(&self, learned: &LearnedBatch, numbers: &Numbers, step: &mut GrpoStep) {
+        if let Some(sum) = step.losses.last_mut() {
+            *sum += numbers.one(&learned.loss);
+        }
+        let figures = numbers.at(&learned.figures);
+        let figures = figures.try_into().expect("five figures");
+        let num_tokens = learned.logprobs.len();
+        step.stats.merge(&GrpoStats::of(num_tokens, figures));
+        let samples = self.learned_samples(learned, numbers, step.optimizer_steps);
+        step.samples.extend(samples);
+        if let Some(gap) = &learned.gap {
+            let [mean, max] = [numbers.at(gap)[0], numbers.at(gap)[1]];
+            let (first_tokens, count) = (step.stats.tokens as f64, num_tokens as f64);
+            // A running mean: `tokens` already counts this micro-batch.
+            step.logprob_gap_mean += (mean - step.logprob_gap_mean) * count / first_tokens;
+            step.logprob_gap_max = step.logprob_gap_max.max(max);
+        }
+        let batch_tokens = learned.num_tokens as f64;
+        step.key_share += learned.key_share * batch_tokens;
+        if let Some((count, recorded)) = &learned.agreeing {
+            let agreement = numbers.one(count) / *recorded as f64;
+            *step.routing_agreement_free.get_or_insert(0.0) += agreement * batch_tokens;
+        }
+        if let Some(used) = &learned.used {
+            *step.routing_agreement_replay.get_or_insert(0.0) += numbers.one(used) * batch_tokens;
+        }
+        if let Some((kl, num_layers)) = &learned.indexer_kl {
+            // A prompt whose group spans several micro-batches is forwarded, and counted, in each.
+            *step.indexer_kl.get_or_insert(0.0) += numbers.one(kl) / *num_layers as f64;
+        }
     }
 
     /// The samples of a micro-batch, trained in mini-batch `mini_batch`.
     fn learned_samples<'b>(
         &'b self,
-        batch: &'b MicroBatch,
-        record: &'b LossRecord,
+        learned: &'b LearnedBatch,
+        numbers: &'b Numbers,
         mini_batch: usize,
     ) -> impl Iterator<Item = LearnedSample> + 'b {
         let version = self.policy_version + mini_batch as u64;
+        let floats = |place: &Place, tokens: Range<usize>| -> Vec<f32> {
+            let all = &numbers.at(place)[tokens];
+            all.iter().map(|&number| number as f32).collect()
+        };
+        let (drift, keep) = (numbers.at(&learned.drift), numbers.at(&learned.keep));
         let mut end = 0;
-        batch.sources.iter().enumerate().map(move |(row, source)| {
-            let start = end;
-            end += source.num_tokens;
-            LearnedSample {
-                prompt_id: source.prompt_id,
-                sample_index: source.sample_index,
-                mini_batch,
-                policy_age: version.saturating_sub(source.first_policy_version),
-                advantage: source.advantage,
-                kl_scale: source.kl_scale,
-                token_weight: source.token_weight,
-                drift: record.drift[row],
-                is_masked: !record.keep[row],
-                logprobs: record.logprobs[start..end].to_vec(),
-                ref_logprobs: record
-                    .ref_logprobs
-                    .as_ref()
-                    .map(|all| all[start..end].to_vec()),
-            }
-        })
+        learned
+            .sources
+            .iter()
+            .enumerate()
+            .map(move |(row, source)| {
+                let start = end;
+                end += source.num_tokens;
+                LearnedSample {
+                    prompt_id: source.prompt_id,
+                    sample_index: source.sample_index,
+                    mini_batch,
+                    policy_age: version.saturating_sub(source.first_policy_version),
+                    advantage: source.advantage,
+                    kl_scale: source.kl_scale,
+                    token_weight: source.token_weight,
+                    drift: drift[row],
+                    is_masked: keep[row] == 0.0,
+                    logprobs: floats(&learned.logprobs, start..end),
+                    ref_logprobs: learned
+                        .ref_logprobs
+                        .as_ref()
+                        .map(|all| floats(all, start..end)),
+                }
+            })
     }
 
     fn logprobs(
@@ -366,27 +431,29 @@ impl GrpoLearner<'_> {
     }
 }
 
-/// Numbers of a micro-batch on the host.
-struct LossRecord {
+/// Where the figures of a micro-batch will be read.
+struct LearnedBatch {
+    loss: Place,
+    /// What [`GrpoStats::of`] takes.
+    figures: Place,
     /// `[N]`.
-    logprobs: Vec<f32>,
+    logprobs: Place,
     /// `[N]`.
-    ref_logprobs: Option<Vec<f32>>,
+    ref_logprobs: Option<Place>,
     /// `[S]`.
-    drift: Vec<f64>,
+    drift: Place,
     /// `[S]`.
-    keep: Vec<bool>,
-}
-
-fn loss_record(logprobs: &Tensor, ref_logprobs: Option<&Tensor>, loss: &GrpoLoss) -> LossRecord {
-    let floats = |tensor: &Tensor| {
-        let tensor = tensor.detach().to_kind(Kind::Float);
-        Vec::<f32>::try_from(tensor).expect("a row of f32")
-    };
-    LossRecord {
-        logprobs: floats(logprobs),
-        ref_logprobs: ref_logprobs.map(floats),
-        drift: Vec::try_from(&loss.drift).expect("a row of f64"),
-        keep: Vec::try_from(&loss.keep).expect("a row of bool"),
-    }
+    keep: Place,
+    /// Before the first update: mean and largest |trainer - sampler| log-prob.
+    gap: Option<Place>,
+    /// Recorded experts that free routing would choose, and how many there are.
+    agreeing: Option<(Place, usize)>,
+    /// Share of recorded experts that training did use.
+    used: Option<Place>,
+    /// Sum over layers, and their number.
+    indexer_kl: Option<(Place, usize)>,
+    key_share: f64,
+    /// Forwarded.
+    num_tokens: i64,
+    sources: Vec<SampleSource>,
 }

@@ -54,8 +54,10 @@ pub struct GrpoLossParams {
 pub struct GrpoLoss {
     /// `-J`, a scalar with gradient.
     pub loss: Tensor,
-    /// What happened on the way.
-    pub stats: GrpoStats,
+    /// Tokens N.
+    pub num_tokens: usize,
+    /// What happened on the way, f64 `[5]` on the device: see [`GrpoStats::of`].
+    pub figures: Tensor,
     /// mean_t(sampler_logprobs - logprobs) of each sequence, `[S]` f64, without gradient.
     pub drift: Tensor,
     /// M of each sequence, `[S]` bool.
@@ -80,6 +82,19 @@ pub struct GrpoStats {
 }
 
 impl GrpoStats {
+    /// The stats of `num_tokens` tokens whose [`GrpoLoss::figures`] are `figures`.
+    pub fn of(num_tokens: usize, figures: [f64; 5]) -> GrpoStats {
+        let [kl_sum, ratio_sum, ratio_max, clipped, extreme] = figures;
+        GrpoStats {
+            tokens: num_tokens as u64,
+            kl_sum,
+            ratio_sum,
+            ratio_max,
+            clipped_tokens: clipped as u64,
+            extreme_tokens: extreme as u64,
+        }
+    }
+
     /// Adds another micro-batch.
     pub fn merge(&mut self, other: &GrpoStats) {
         self.tokens += other.tokens;
@@ -203,7 +218,8 @@ pub fn grpo_loss(input: &GrpoLossInput, params: &GrpoLossParams) -> GrpoLoss {
     };
     GrpoLoss {
         loss: -(objective * input.token_weights.to_kind(kind)).sum(kind),
-        stats: grpo_stats(input, params, &ratio, &token_keep, kl.as_ref()),
+        num_tokens: logprobs.numel(),
+        figures: figures(input, params, &ratio, &token_keep, kl.as_ref()),
         drift,
         keep,
     }
@@ -214,16 +230,16 @@ pub fn sft_loss(logprobs: &Tensor, token_weights: &Tensor) -> Tensor {
     -(logprobs * token_weights.to_kind(logprobs.kind())).sum(logprobs.kind())
 }
 
-fn grpo_stats(
+/// What [`GrpoStats::of`] takes.
+fn figures(
     input: &GrpoLossInput,
     params: &GrpoLossParams,
     ratio: &Tensor,
     token_keep: &Tensor,
     kl: Option<&Tensor>,
-) -> GrpoStats {
-    let tokens = input.logprobs.numel();
-    if tokens == 0 {
-        return GrpoStats::default();
+) -> Tensor {
+    if input.logprobs.numel() == 0 {
+        return Tensor::zeros([5], (Kind::Double, input.logprobs.device()));
     }
     let ratio = ratio.detach().to_kind(Kind::Double);
     let advantages = input.advantages.to_kind(Kind::Double);
@@ -243,8 +259,7 @@ fn grpo_stats(
         None => ratio.zeros_like(),
     };
     let sum = |t: &Tensor| t.sum(Kind::Double);
-    // One copy from the device for all numbers.
-    let numbers = Tensor::stack(
+    Tensor::stack(
         &[
             sum(&kl),
             sum(&ratio),
@@ -253,16 +268,7 @@ fn grpo_stats(
             sum(&kl.gt(EXTREME_KL)),
         ],
         0,
-    );
-    let numbers = Vec::<f64>::try_from(numbers).expect("a row of f64");
-    GrpoStats {
-        tokens: tokens as u64,
-        kl_sum: numbers[0],
-        ratio_sum: numbers[1],
-        ratio_max: numbers[2],
-        clipped_tokens: numbers[3] as u64,
-        extreme_tokens: numbers[4] as u64,
-    }
+    )
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! How much memory a run will take: an estimate of the large parts.
 //!
 //! Weights, their optimizer state, the reference policy, the sampler's own policy where it runs ahead, the key/value cache and the activations of one
-//! micro-batch, at the most demanding stage.
+//! micro-batch, at the most demanding stage; on a GPU in bf16 also what its kernels work in.
 
-use kernels::tch::Kind;
+use kernels::cuda::WORKSPACE_BYTES;
+use kernels::fused::logprobs::CHUNK_LOGITS;
+use kernels::tch::{Device, Kind};
 use model::{KvCache, ModelConfig, MoeConfig};
 use rollout::CacheMemory;
 
@@ -13,7 +15,7 @@ use crate::config::{RunConfig, StageConfig};
 const PROMPT_TOKENS: usize = 128;
 
 /// Bytes of the large parts at the most demanding stage.
-pub fn memory_bytes(config: &RunConfig, shape: &ModelConfig, kind: Kind) -> usize {
+pub fn memory_bytes(config: &RunConfig, shape: &ModelConfig, kind: Kind, device: Device) -> usize {
     // f32 master weights, and a copy where computation runs in another type.
     let weight = match kind {
         Kind::Float => 4,
@@ -39,11 +41,41 @@ pub fn memory_bytes(config: &RunConfig, shape: &ModelConfig, kind: Kind) -> usiz
         CacheMemory::Bytes(budget) => cache.min(usize::try_from(budget).unwrap_or(usize::MAX)),
         CacheMemory::Auto | CacheMemory::Share(_) => cache,
     };
-    weights + cache + activation_bytes(config, shape, kind)
+    let has_kernels = device.is_cuda() && kind == Kind::BFloat16;
+    let buffers = match has_kernels {
+        true => decode_buffer_bytes(config, shape, kind),
+        false => 0,
+    };
+    weights
+        + cache
+        + buffers
+        + activation_bytes(config, shape, kind)
+        + logit_bytes(config, shape, has_kernels)
 }
 
-/// Activations kept for backward: the inputs of each layer's products, and f32 logits with their
-/// gradient.
+/// What decode steps recorded as graphs work in: rows of states, of the feed-forward and of logits, and cuBLAS's
+/// scratch memory.
+fn decode_buffer_bytes(config: &RunConfig, shape: &ModelConfig, kind: Kind) -> usize {
+    let heads = 2 * shape.num_attention_heads + 2 * shape.num_key_value_heads;
+    let experts = shape.moe.as_ref().map_or(0, |moe| moe.num_experts);
+    let inner = shape
+        .intermediate_size
+        .max(experts * shape.expert_intermediate_size());
+    let row =
+        (3 + experts) * shape.hidden_size + heads * shape.head_dim + 3 * inner + shape.vocab_size;
+    WORKSPACE_BYTES as usize + config.max_batch_sequences * row * kind.elt_size_in_bytes()
+}
+
+/// Logits with their gradient: of all rows in f32, or with kernels of a chunk of them in bf16.
+fn logit_bytes(config: &RunConfig, shape: &ModelConfig, has_kernels: bool) -> usize {
+    let logits = config.micro_batch_tokens * shape.vocab_size;
+    match has_kernels {
+        true => 2 * logits.min(CHUNK_LOGITS as usize),
+        false => 2 * 4 * logits,
+    }
+}
+
+/// Activations kept for backward: the inputs of each layer's products.
 fn activation_bytes(config: &RunConfig, shape: &ModelConfig, kind: Kind) -> usize {
     let layers = shape.num_hidden_layers;
     let numbers = match config.activation_checkpointing {
@@ -57,7 +89,7 @@ fn activation_bytes(config: &RunConfig, shape: &ModelConfig, kind: Kind) -> usiz
                 + (layers - expert_layers) * 4 * shape.intermediate_size
         }
     };
-    config.micro_batch_tokens * (numbers * kind.elt_size_in_bytes() + 2 * 4 * shape.vocab_size)
+    config.micro_batch_tokens * numbers * kind.elt_size_in_bytes()
 }
 
 /// Queries, keys, values and head outputs of one token in one layer, with latents where they are.
@@ -108,13 +140,27 @@ mod tests {
         assert_eq!(parts.config.num_parameters(), 2680);
         // Weights 2680 (4*2 + 12), cache (128 + 24) rows of 8 f32, one token of 8 f32 + 520 f32.
         let expected = 2680 * 20 + 152 * 8 * 4 + (8 + 520) * 4;
-        assert_eq!(memory_bytes(&config, &parts.config, Kind::Float), expected);
+        let bytes =
+            |config: &RunConfig, kind, device| memory_bytes(config, &parts.config, kind, device);
+        assert_eq!(bytes(&config, Kind::Float, Device::Cpu), expected);
+        // bf16: 2 bytes a weight more, the cache and the token in 2 bytes; kernels of 260 bf16 logits, and a row of
+        // 3 x 8 + 6 x 4 + 3 x 16 + 260 beside 64 MB.
+        let narrow = 2680 * 24 + 152 * 8 * 2 + 8 * 2;
+        assert_eq!(
+            bytes(&config, Kind::BFloat16, Device::Cpu),
+            narrow + 520 * 4
+        );
+        let buffers = (64 << 20) + 356 * 2 + 260 * 2;
+        assert_eq!(
+            bytes(&config, Kind::BFloat16, Device::Cuda(0)),
+            narrow + buffers
+        );
         let capped = RunConfig {
             cache_memory: CacheMemory::Bytes(1000),
             ..config.clone()
         };
         let with_less = expected - 152 * 8 * 4 + 1000;
-        assert_eq!(memory_bytes(&capped, &parts.config, Kind::Float), with_less);
+        assert_eq!(bytes(&capped, Kind::Float, Device::Cpu), with_less);
         let mut ahead = config;
         for stage in &mut ahead.stages {
             if let StageConfig::Grpo(grpo) = stage {
@@ -122,7 +168,7 @@ mod tests {
             }
         }
         let expected = expected + 2680 * 8;
-        assert_eq!(memory_bytes(&ahead, &parts.config, Kind::Float), expected);
+        assert_eq!(bytes(&ahead, Kind::Float, Device::Cpu), expected);
     }
 
     #[test]
@@ -156,6 +202,6 @@ mod tests {
         // A layer: 64 and latents 6 + 10, heads 2 x 2 x (6 + 3); three experts of 5, one dense of 20.
         let numbers = 2 * (64 + 16 + 36) + 4 * 3 * 5 + 4 * 20;
         let bytes = activation_bytes(&config, &shape, Kind::Float);
-        assert_eq!(bytes, 4 * numbers + 2 * 4 * 10);
+        assert_eq!(bytes, 4 * numbers);
     }
 }

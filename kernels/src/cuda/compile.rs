@@ -18,7 +18,7 @@ use crate::error::KernelError;
 pub struct Source {
     /// File name.
     pub name: &'static str,
-    text: &'static str,
+    pub(super) text: &'static str,
 }
 
 macro_rules! source {
@@ -42,13 +42,17 @@ pub const SAMPLING: Source = source!("sampling.cu");
 /// A learner's norm, SwiGLU, RoPE and log-probs; needs `EIGHTS` for the norm and `HEAD_DIM` for RoPE.
 pub const FUSED: Source = source!("fused.cu");
 
+/// A learner's rows to experts and back.
+pub const DISPATCH: Source = source!("dispatch.cu");
+
 /// Every source, with the constants that a test compiles it for.
-pub const ALL: [(&Source, &[Constant]); 5] = [
+pub const ALL: [(&Source, &[Constant]); 6] = [
     (&ROWS, &[]),
     (&ATTENTION, &[("HEAD_DIM", 64), ("GROUP", 3)]),
     (&EXPERTS, &[]),
     (&SAMPLING, &[]),
     (&FUSED, &[("EIGHTS", 3), ("HEAD_DIM", 64)]),
+    (&DISPATCH, &[]),
 ];
 
 /// A compile-time constant: name and value.

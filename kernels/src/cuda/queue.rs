@@ -1,32 +1,22 @@
 //! A stream with the kernels and products that are put on it.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
-use std::ffi::{CString, c_void};
+use std::ffi::c_void;
 use std::ptr;
 
 use cudarc::cublas::{result as cublas, sys as blas};
 use cudarc::driver::sys;
 use tch::{Device, Kind, Tensor};
 
-use super::compile::{Constant, Source, cubin};
+use super::compile::{Constant, Source};
 use super::context::{Cuda, check};
 use super::graph::Graph;
+use super::launch::{Argument, Functions, Grid, Kernel};
 use super::pinned::{Number, Pinned};
 use crate::error::KernelError;
 
 /// Scratch memory of cuBLAS, which may allocate none while work is recorded.
-const WORKSPACE_BYTES: i64 = 64 << 20;
-
-/// Arguments of a kernel.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Argument {
-    /// A device address; 0 for none.
-    Pointer(u64),
-    Int(i32),
-    Long(i64),
-    Float(f32),
-}
+pub const WORKSPACE_BYTES: i64 = 64 << 20;
 
 /// A stream of its own, beside the default stream on which libtorch works.
 ///
@@ -40,7 +30,7 @@ pub struct Queue {
     event: sys::CUevent,
     blas: blas::cublasHandle_t,
     _workspace: Tensor,
-    functions: RefCell<HashMap<String, sys::CUfunction>>,
+    functions: Functions,
     /// Tensors that work being recorded touches.
     recorded: RefCell<Option<Vec<Tensor>>>,
 }
@@ -80,7 +70,7 @@ impl Queue {
                 event,
                 blas,
                 _workspace: workspace,
-                functions: RefCell::default(),
+                functions: Functions::default(),
                 recorded: RefCell::default(),
             })
         }
@@ -162,37 +152,11 @@ impl Queue {
         constants: &[Constant],
         kernel: &str,
     ) -> Result<(), KernelError> {
-        self.function(source, constants, kernel).map(|_| ())
+        self.functions
+            .prepare(&self.cuda, (source, constants, kernel))
     }
 
-    fn function(
-        &self,
-        source: &Source,
-        constants: &[Constant],
-        kernel: &str,
-    ) -> Result<sys::CUfunction, KernelError> {
-        let name = format!("{kernel} {constants:?}");
-        if let Some(&function) = self.functions.borrow().get(&name) {
-            return Ok(function);
-        }
-        self.cuda.enter()?;
-        let code = cubin(source, constants, &self.cuda.arch())?;
-        let symbol = CString::new(kernel).expect("kernels' names hold no zero byte");
-        let (mut module, mut function) = (ptr::null_mut(), ptr::null_mut());
-        // SAFETY: the driver copies the code; the module is never unloaded.
-        unsafe {
-            check(
-                "cuModuleLoadData",
-                sys::cuModuleLoadData(&mut module, code.as_ptr().cast()),
-            )?;
-            let found = sys::cuModuleGetFunction(&mut function, module, symbol.as_ptr());
-            check("cuModuleGetFunction", found)?;
-        }
-        self.functions.borrow_mut().insert(name, function);
-        Ok(function)
-    }
-
-    /// Puts a kernel on the queue.
+    /// Puts a kernel on the queue, with `block` threads a block.
     ///
     /// # Safety
     /// The arguments are what the kernel takes, and addresses are those of tensors given to
@@ -202,37 +166,17 @@ impl Queue {
     /// It does not compile or can't be launched.
     pub(crate) unsafe fn launch(
         &self,
-        (source, constants, kernel): (&Source, &[Constant], &str),
-        grid: [u32; 2],
+        kernel: Kernel,
+        grid: impl Into<Grid>,
         block: u32,
         arguments: &[Argument],
     ) -> Result<(), KernelError> {
-        let function = self.function(source, constants, kernel)?;
-        let mut addresses: Vec<*mut c_void> = arguments
-            .iter()
-            .map(|argument| match argument {
-                Argument::Pointer(value) => ptr::from_ref(value).cast_mut().cast(),
-                Argument::Int(value) => ptr::from_ref(value).cast_mut().cast(),
-                Argument::Long(value) => ptr::from_ref(value).cast_mut().cast(),
-                Argument::Float(value) => ptr::from_ref(value).cast_mut().cast(),
-            })
-            .collect();
-        // SAFETY: the driver copies the arguments before it returns; the rest is the caller's.
-        check("cuLaunchKernel", unsafe {
-            sys::cuLaunchKernel(
-                function,
-                grid[0],
-                grid[1],
-                1,
-                block,
-                1,
-                1,
-                0,
-                self.stream,
-                addresses.as_mut_ptr(),
-                ptr::null_mut(),
-            )
-        })
+        let (cuda, stream) = (&self.cuda, self.stream);
+        // SAFETY: the stream is alive; the rest is the caller's.
+        unsafe {
+            self.functions
+                .launch(cuda, stream, kernel, grid.into(), block, arguments)
+        }
     }
 
     /// The address of a tensor of `kind` on this card; what is being recorded keeps the tensor.

@@ -1,17 +1,19 @@
-//! Log-probs of targets straight from hidden states: z = W h / temperature, out = z_target - log sum_v exp z_v.
+//! Log-probs of targets straight from hidden states: z = W h / temperature, out = z_target - log sum_v exp z_v, where v
+//! runs over the tokens that a row keeps.
 //!
 //! Logits exist for a chunk of rows at a time, in bf16, and are computed again in the backward pass; kept are one sum
-//! a row. dz = ([v = target] - softmax(z)_v) dout / temperature, rounded to bf16 for the two products with it; the
-//! gradient of W adds up in f32. T rows, N targets, V vocabulary.
+//! a row. dz = ([v = target] - softmax(z)_v) dout / temperature, 0 outside of what is kept, rounded to bf16 for the two
+//! products with it; the gradient of W adds up in f32. T rows, N targets, V vocabulary.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::{EIGHT, address, int, launch, launch_grid, stream};
 use crate::autograd::custom;
 use crate::cuda::{Argument, DefaultStream};
+use crate::upload;
 
 /// Logits alive at once: half a gigabyte.
-const CHUNK_LOGITS: i64 = 1 << 28;
+pub const CHUNK_LOGITS: i64 = 1 << 28;
 const FORWARD_THREADS: u32 = 512;
 const BACKWARD_THREADS: u32 = 256;
 
@@ -24,16 +26,27 @@ pub struct Head<'a> {
     pub master: &'a Tensor,
 }
 
+/// Tokens that each row keeps, as CSR rows: row i is `ids[offsets[i]..offsets[i + 1]]`, ascending; an empty one keeps the
+/// whole vocabulary.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept<'a> {
+    /// `N + 1` of them, from 0.
+    pub offsets: &'a [u32],
+    /// Token ids.
+    pub ids: &'a [u32],
+}
+
 /// Log-probs of `targets`, `[N]` f32; `None` where there is no kernel for these tensors.
 ///
 /// # Shapes
-/// `hidden` `[T, width]`; row `rows[i]` (i64 `[N]`) predicts `targets[i]` (i64 `[N]`).
+/// `hidden` `[T, width]`; row `rows[i]` (i64 `[N]`) predicts `targets[i]` (i64 `[N]`), which is one of the N rows of `kept`.
 pub fn token_logprobs(
     hidden: &Tensor,
     head: &Head,
     rows: &Tensor,
     targets: &Tensor,
     temperature: f64,
+    kept: Option<Kept>,
 ) -> Option<Tensor> {
     let vocab = head.weight.size()[0];
     let fits = vocab % EIGHT == 0 && head.weight.kind() == hidden.kind();
@@ -45,6 +58,14 @@ pub fn token_logprobs(
         weight: head.weight.detach(),
         rows: rows.shallow_clone(),
         targets: targets.contiguous(),
+        kept: kept.filter(|kept| !kept.ids.is_empty()).map(|kept| {
+            assert_eq!(
+                kept.offsets.len() as i64,
+                count + 1,
+                "kept tokens: one row a target"
+            );
+            [kept.offsets, kept.ids].map(|numbers| upload_i32(numbers, hidden.device()))
+        }),
         temperature: temperature as f32,
         vocab,
     };
@@ -95,6 +116,8 @@ struct Chunks {
     weight: Tensor,
     rows: Tensor,
     targets: Tensor,
+    /// Offsets and ids.
+    kept: Option<[Tensor; 2]>,
     temperature: f32,
     vocab: i64,
 }
@@ -119,28 +142,42 @@ impl Chunks {
         (x, logits)
     }
 
+    /// Addresses of the offsets of a chunk's rows, and of all ids.
+    fn kept(&self, first: i64, len: i64) -> [Argument; 2] {
+        match &self.kept {
+            Some([offsets, ids]) => [address(&offsets.narrow(0, first, len + 1)), address(ids)],
+            None => [Argument::Pointer(0); 2],
+        }
+    }
+
     /// Fills the chunk's part of `sums` and `logprobs`.
     fn forward(&self, first: i64, len: i64, sums: &Tensor, logprobs: &Tensor) {
         let (_, logits) = tch::no_grad(|| self.of(first, len));
+        let [offsets, ids] = self.kept(first, len);
         let arguments = [
             address(&logits),
             address(&self.targets.narrow(0, first, len)),
+            offsets,
+            ids,
             Argument::Float(self.temperature),
             int(self.vocab),
             address(&sums.narrow(0, first, len)),
             address(&logprobs.narrow(0, first, len)),
         ];
         let kernel = ("token_logprobs", &[][..]);
-        // SAFETY: logits [len, V]; the others have len entries from `first` on.
+        // SAFETY: logits [len, V]; the others have len entries from `first` on, offsets one more; ids lie below V.
         unsafe { launch(self.stream, kernel, [len, 1], FORWARD_THREADS, &arguments) };
     }
 
     /// Hidden states of a chunk, and the gradient of its logits.
     fn backward(&self, first: i64, len: i64, sums: &Tensor, grads: &Tensor) -> (Tensor, Tensor) {
         let (x, logits) = self.of(first, len);
+        let [offsets, ids] = self.kept(first, len);
         let arguments = [
             address(&logits),
             address(&self.targets.narrow(0, first, len)),
+            offsets,
+            ids,
             address(&sums.narrow(0, first, len)),
             address(&grads.narrow(0, first, len)),
             Argument::Float(self.temperature),
@@ -153,4 +190,12 @@ impl Chunks {
         unsafe { launch_grid(self.stream, kernel, grid, BACKWARD_THREADS, &arguments) };
         (x, logits)
     }
+}
+
+/// `numbers`, all below 2^31, as i32 on `device`.
+fn upload_i32(numbers: &[u32], device: Device) -> Tensor {
+    let narrow = |&number: &u32| {
+        i32::try_from(number).expect("fewer than 2^31 kept tokens in a micro-batch")
+    };
+    upload(&numbers.iter().map(narrow).collect::<Vec<i32>>(), device)
 }

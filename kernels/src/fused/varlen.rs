@@ -11,7 +11,7 @@ use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::KernelError;
-use crate::ffi;
+use crate::{ffi, upload};
 
 /// One sequence: consecutive rows are queries, rows of some ranges their keys, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,11 +48,13 @@ impl VarlenPlan {
         let (mut rows, mut sizes) = (Vec::new(), Vec::new());
         for VarlenSequence { queries, keys } in sequences {
             assert_eq!(cum_q.last(), Some(&queries.start), "queries in order");
-            rows.extend(keys.iter().cloned().flatten());
-            let own = rows.iter().rev().zip(queries.clone().rev());
-            assert!(own.clone().count() as i64 == queries.end - queries.start);
+            for range in keys {
+                rows.extend(range.clone());
+            }
+            let num_own = (queries.end - queries.start) as usize;
+            let own = rows.len().checked_sub(num_own).map(|first| &rows[first..]);
             assert!(
-                own.clone().all(|(&key, query)| key == query),
+                own.is_some_and(|own| own.iter().copied().eq(queries.clone())),
                 "keys end with the queries"
             );
             cum_q.push(queries.end);
@@ -61,15 +63,18 @@ impl VarlenPlan {
             cum_k.push(rows.len() as i64);
         }
         assert_eq!(cum_q.last(), Some(&num_rows), "queries cover the pack");
-        let mut copies: Vec<i64> = (0..rows.len() as i64).collect();
-        // Stable: the copies of a row stay in order.
-        copies.sort_by_key(|&copy| rows[copy as usize]);
         let mut starts = vec![0_i64; num_rows as usize + 1];
         for &row in &rows {
             starts[row as usize + 1] += 1;
         }
         for row in 0..num_rows as usize {
             starts[row + 1] += starts[row];
+        }
+        let (mut next, mut copies) = (starts.clone(), vec![0_i64; rows.len()]);
+        for (copy, &row) in rows.iter().enumerate() {
+            let place = &mut next[row as usize];
+            copies[*place as usize] = copy as i64;
+            *place += 1;
         }
         let longest = |side: usize| sizes.iter().map(|size: &[i64; 2]| size[side]).max();
         let longest = [0, 1].map(|side| longest(side).unwrap_or(0));
@@ -81,7 +86,7 @@ impl VarlenPlan {
             .flatten()
             .map(|&number| number as i32)
             .collect();
-        let all = Tensor::from_slice(&all).to_device(device);
+        let all = upload(&all, device);
         let mut parts = all.split_with_sizes(lens, 0).into_iter();
         let mut next = || parts.next().expect("five lists");
         VarlenPlan {

@@ -10,6 +10,7 @@ mod checkpointing;
 mod families;
 mod formula_v32;
 mod golden;
+mod gpu;
 mod indexer;
 mod latent;
 mod packing;

@@ -155,3 +155,61 @@ fn the_timeline_of_a_step_is_written() {
         assert!(events.iter().any(|event| event["name"] == name), "{name}");
     }
 }
+
+/// On a CPU every row is libtorch's; experts have rows of their own.
+#[test]
+fn every_operation_has_its_row() {
+    kernels::tch::set_num_threads(1);
+    let config = ModelConfig {
+        vocab_size: 64,
+        hidden_size: 16,
+        intermediate_size: 32,
+        num_hidden_layers: 1,
+        num_attention_heads: 2,
+        num_key_value_heads: 1,
+        head_dim: 8,
+        model_type: model::ModelType::Mixtral,
+        moe: Some(model::MoeConfig::mixtral(4, 2)),
+        ..smollm2_135m()
+    };
+    let mut source = RandomSource::new(&config, 1);
+    let policy = Transformer::load(&config, &mut source, Kind::Float, Device::Cpu);
+    let policy = policy.expect("random weights");
+    let subject = Subject {
+        policy: &policy,
+        attention: Attention::Dense,
+        timing: Timing { repeats: 1 },
+        shape: GrpoShape {
+            micro_batch_tokens: 256,
+            ..GrpoShape::default()
+        },
+    };
+    let mut rows = Vec::new();
+    run::<TrainerError>(&subject, &[Part::Kernels], |text| {
+        rows.extend(text.lines().map(str::to_string));
+        Ok(())
+    })
+    .expect("measured");
+    for name in [
+        "product 256x16x32, forward",
+        "product 256x16x64, forward",
+        "sum and norm 256x16, forward",
+        "swiglu 256x32, forward",
+        "rope and gather 214 rows, forward",
+        "packed attention 214 rows, forward",
+        "log-prob head 256x16x64, forward",
+        "rows to experts 256x16, 2 of 4, forward",
+        "experts 512x16x64 of 4, forward",
+        "experts' sum 256x16, 2 of 4, forward",
+        "cached attention, 64 over 54",
+        "sampling 64x64",
+    ] {
+        let row = rows.iter().position(|row| row.starts_with(name));
+        let row = row.unwrap_or_else(|| panic!("{name} in {rows:#?}"));
+        assert!(rows[row].ends_with('%'), "{}", rows[row]);
+        if name.ends_with("forward") {
+            assert!(rows[row + 1].starts_with("  forward and backward"));
+            assert!(rows[row + 1].ends_with('%'));
+        }
+    }
+}

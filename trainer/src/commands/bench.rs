@@ -31,7 +31,7 @@ pub struct Args {
     /// Attach a lightning indexer, untrained: heads=4,dim=32,topk=16
     #[arg(long, value_parser = parse_dsa, value_name = "heads=H,dim=D,topk=K")]
     dsa: Option<DsaConfig>,
-    /// Measure only these [default: all but context and rollout]
+    /// Measure only these [default: all but context, kernels and rollout]
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
     #[command(flatten)]

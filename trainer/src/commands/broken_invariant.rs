@@ -54,11 +54,8 @@ fn summary(info: &PanicHookInfo) -> String {
 }
 
 fn failure(said: &str) -> Failure {
-    if said.contains("allocate") {
-        return Failure::running(format!("not enough memory: {said}")).hint(
-            "lower max_batch_sequences or micro_batch_tokens, or take a smaller model; \
-             `baleen train CONFIG --dry-run` estimates what is needed",
-        );
+    if let Some(failure) = Failure::of_memory(said) {
+        return failure;
     }
     Failure::running(format!("broken invariant: {said}")).hint(
         "this is a bug in baleen, please report it; the checkpoints of a run are not affected, \
@@ -129,6 +126,21 @@ mod tests {
         let text = failure(said).to_string();
         assert!(text.contains("not enough memory"), "{text}");
         assert!(text.contains("micro_batch_tokens"), "{text}");
+        // As tch quotes libtorch.
+        let said = "/root/tensor.rs:9: called `Result::unwrap()` on an `Err` value: Torch(\"CUDA out of memory. \
+                    Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB.";
+        let text = failure(said).to_string();
+        assert!(
+            text.starts_with(
+                "error: not enough memory: CUDA out of memory. Tried to allocate 20.00 GiB."
+            ),
+            "{text}"
+        );
+        assert!(text.contains("activation_checkpointing"), "{text}");
+        let said = "kernels/src/fused.rs:80: rms_norm: cuModuleLoadData: out of memory";
+        assert!(failure(said).to_string().contains("not enough memory"));
+        let other = failure("x.rs:1: 3 rows in place of 4").to_string();
+        assert!(other.contains("broken invariant"), "{other}");
     }
 
     #[test]

@@ -37,6 +37,27 @@ impl Failure {
         }
     }
 
+    /// The failure that `said` tells of, where it is that memory has run out, the machine's or a card's.
+    pub(super) fn of_memory(said: &str) -> Option<Failure> {
+        const SIGNS: [&str; 4] = [
+            "allocate memory",
+            "out of memory",
+            "ALLOC_FAILED",
+            "bad_alloc",
+        ];
+        if !SIGNS.iter().any(|sign| said.contains(sign)) {
+            return None;
+        }
+        // What libtorch says of a card begins there; before it stands who called.
+        let said = said
+            .find("CUDA out of memory")
+            .map_or(said, |at| &said[at..]);
+        let hint = "in learning lower micro_batch_tokens or set activation_checkpointing; in sampling lower \
+                    max_batch_sequences or max_new_tokens (the cache of keys and values); or take a smaller model. \
+                    `baleen train CONFIG --dry-run` estimates what is needed";
+        Some(Failure::running(format!("not enough memory: {said}")).hint(hint))
+    }
+
     /// Adds what to do.
     pub fn hint(self, hint: impl Into<String>) -> Failure {
         Failure {
@@ -123,6 +144,10 @@ impl From<RunFolderError> for Failure {
 
 impl From<TrainerError> for Failure {
     fn from(error: TrainerError) -> Failure {
+        // Of a card's memory libtorch tells in its own words, whatever it was asked for.
+        if let Some(failure) = Failure::of_memory(first_line(&error.to_string())) {
+            return failure;
+        }
         match error {
             TrainerError::RunFolder(error) => error.into(),
             TrainerError::Checkpoint(error) => error.into(),
@@ -144,6 +169,11 @@ impl From<TrainerError> for Failure {
             other => Failure::running(other),
         }
     }
+}
+
+/// Without libtorch's own trace.
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
 }
 
 /// What helps when the disk refuses while a run works.
@@ -216,6 +246,26 @@ mod tests {
             "error: can't create /proc/x\n  because: permission denied\nhint: check free space \
              and permissions, or name another folder with --run\n"
         );
+    }
+
+    #[test]
+    fn a_full_card_is_told_with_what_to_lower() {
+        let error = TrainerError::Kernel(kernels::KernelError::Libtorch {
+            operation: "fused_adamw_",
+            message:
+                "CUDA out of memory. Tried to allocate 2.00 GiB.\nException raised from malloc"
+                    .to_string(),
+        });
+        let text = Failure::from(error).to_string();
+        assert!(
+            text.starts_with("error: not enough memory: CUDA out of memory. Tried"),
+            "{text}"
+        );
+        assert!(
+            text.contains("hint: in learning lower micro_batch_tokens"),
+            "{text}"
+        );
+        assert!(!text.contains("Exception"), "{text}");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::fmt::Write;
 
-use kernels::tch::Kind;
+use kernels::tch::{Device, Kind};
 use model::ModelConfig;
 
 use super::{Failure, output};
@@ -28,7 +28,7 @@ pub fn print(config: &RunConfig) -> Result<(), Failure> {
         &parts.tokenizer,
         max_new_tokens,
     )?;
-    let mut text = config_file::to_ron(config) + &describe(config, shape, kind);
+    let mut text = config_file::to_ron(config) + &describe(config, shape, kind, device);
     for dataset in tasks.datasets() {
         let _ = writeln!(
             text,
@@ -40,7 +40,7 @@ pub fn print(config: &RunConfig) -> Result<(), Failure> {
     output::print_line(text.trim_end()).map(|_| ())
 }
 
-fn describe(config: &RunConfig, shape: &ModelConfig, kind: Kind) -> String {
+fn describe(config: &RunConfig, shape: &ModelConfig, kind: Kind, device: Device) -> String {
     let mut text = String::from("// What would be run:\n");
     let dtype = if kind == Kind::Float { "f32" } else { "bf16" };
     let _ = writeln!(
@@ -72,7 +72,7 @@ fn describe(config: &RunConfig, shape: &ModelConfig, kind: Kind) -> String {
     let _ = writeln!(
         text,
         "//   memory: about {:.1} GB",
-        memory_bytes(config, shape, kind) as f64 / 1e9
+        memory_bytes(config, shape, kind, device) as f64 / 1e9
     );
     for sentence in without_effect(config, shape) {
         let _ = writeln!(text, "//   without effect: {sentence}");
@@ -89,7 +89,8 @@ mod tests {
         let config = include_str!("../../../configs/smoke.ron");
         let config = config_file::parse(config, "smoke").unwrap_or_else(|error| panic!("{error}"));
         let parts = policy::open(&config.model, 0).expect("a random model");
-        let text = config_file::to_ron(&config) + &describe(&config, &parts.config, Kind::Float);
+        let text = config_file::to_ron(&config)
+            + &describe(&config, &parts.config, Kind::Float, Device::Cpu);
         assert!(
             text.contains("//   stage 3: grpo, 4 steps of 4 prompts x 4 samples"),
             "{text}"

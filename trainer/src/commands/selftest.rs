@@ -2,6 +2,7 @@
 
 use clap::ValueEnum;
 use kernels::decode::selftest::{self, Outcome};
+use kernels::fused;
 use kernels::runtime::{self, Cuda};
 use kernels::tch::Device;
 
@@ -39,7 +40,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             "set LD_LIBRARY_PATH to the lib folders of a torch 2.11 with CUDA (README.md, 'On a GPU')",
         ));
     };
-    let outcomes = selftest::run(runtime.device, args.seed)
+    let decoding = selftest::run(runtime.device, args.seed);
+    let learning = || fused::selftest::run(runtime.device, args.seed);
+    let outcomes = decoding
+        .and_then(|decoding| Ok([decoding, learning()?].concat()))
         .map_err(|error| Failure::running(error.to_string()))?;
     for outcome in &outcomes {
         if !output::print_line(&line(outcome))? {

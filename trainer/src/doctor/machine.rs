@@ -45,7 +45,7 @@ pub fn memory_finding(
     kind: Kind,
     device: Device,
 ) -> Finding {
-    let needed = memory_bytes(config, shape, kind) as u64;
+    let needed = memory_bytes(config, shape, kind, device) as u64;
     judge(needed, machine::available_memory_bytes(device))
 }
 

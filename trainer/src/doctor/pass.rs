@@ -79,7 +79,7 @@ impl<'a> Pass<'a> {
             let rows = output.hidden.detach().index_select(0, &batch.target_rows);
             hidden.push(rows);
             let num_tokens = batch.input.num_tokens() as f64;
-            free.add(output.routing_agreement, num_tokens);
+            free.add(output.routing_agreement(), num_tokens);
             keys.add(output.selection_agreement, num_tokens);
             if let (Some(recorded), Some(routing)) = (&batch.routing, &output.routing) {
                 let same = recorded.eq_tensor(routing).to_kind(Kind::Double);

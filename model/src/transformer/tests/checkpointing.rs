@@ -46,7 +46,7 @@ fn activation_checkpointing_changes_neither_losses_nor_gradients() {
                 let (kept, loss, gradients) = run(replay(), false);
                 let (again, loss_again, gradients_again) = run(replay(), true);
                 assert_eq!(loss_again, loss);
-                assert_eq!(again.routing_agreement, kept.routing_agreement);
+                assert_eq!(again.routing_agreement(), kept.routing_agreement());
                 assert_same_gradients(&gradients_again, &gradients, 1e-6);
             }
         }

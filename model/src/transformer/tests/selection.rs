@@ -162,7 +162,7 @@ fn a_replaying_training_pass_equals_the_recording_prefill_bit_for_bit() {
             assert_eq!(trained.hidden.detach(), sampled.hidden);
             let logits = |hidden: &Tensor| tch::no_grad(|| model.logits(hidden));
             assert_eq!(logits(&trained.hidden), logits(&sampled.hidden));
-            assert!(matches!(trained.routing_agreement, None | Some(1.0)));
+            assert!(matches!(trained.routing_agreement(), None | Some(1.0)));
             assert!(matches!(trained.selection_agreement, None | Some(1.0)));
         }
     }

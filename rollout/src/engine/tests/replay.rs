@@ -155,7 +155,7 @@ fn compare(
             assert_eq!(logprobs.len(), sample.tokens.len());
             let pairs = logprobs.iter().zip(&sample.sampler_logprobs);
             gaps.extend(pairs.map(|(x, y)| (x - y).abs()));
-            routing = routing.min(output.routing_agreement.unwrap_or(1.0));
+            routing = routing.min(output.routing_agreement().unwrap_or(1.0));
             selection = selection.min(output.selection_agreement.unwrap_or(1.0));
         }
     }
