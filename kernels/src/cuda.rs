@@ -17,6 +17,6 @@ mod queue;
 pub use context::Cuda;
 pub(crate) use default_stream::DefaultStream;
 pub use graph::{Graph, StepGraph};
-pub(crate) use launch::Argument;
+pub(crate) use launch::{Argument, Grid};
 pub use pinned::Pinned;
 pub use queue::{Queue, WORKSPACE_BYTES};

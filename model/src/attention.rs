@@ -15,20 +15,15 @@ use crate::context::{DecodeContext, DocumentContext, PackContext};
 use crate::decode_graph::StepRecorder;
 use crate::gqa::GroupedQueryAttention;
 use crate::indexer::{Indexer, IndexerStates};
-use crate::indexer_loss::{self, TiledLoss};
+use crate::indexer_loss;
 use crate::kv_cache::LayerCache;
 use crate::mla::MultiHeadLatentAttention;
 use crate::parameter::{Parameter, ParameterLoader};
 use crate::rope::Rotation;
 use crate::selection::{self, Selection};
+use crate::sparse_attention::SparseAttention;
 use crate::transformer::Attention;
 use crate::weights::WeightError;
-
-/// Query rows of the sparse path whose scores are alive at once, O(rows * L).
-const SPARSE_TILE: i64 = 256;
-/// Query rows of a document of several tiles whose attention is alive at once: it is computed again
-/// in the backward pass, since the graphs of all tiles together would take O(heads * L * topk).
-const RECOMPUTED_ROWS: i64 = 128;
 
 /// What a packed pass wants of the attention of one layer.
 #[derive(Debug)]
@@ -41,7 +36,7 @@ pub(crate) struct AttentionRequest {
 
 impl AttentionRequest {
     /// Recorded keys of a document's tokens, as indices within it.
-    fn replayed(&self, document: &DocumentContext) -> Option<Tensor> {
+    pub(crate) fn replayed(&self, document: &DocumentContext) -> Option<Tensor> {
         match &self.selection {
             Selection::Replay(keys) => Some(document.to_indices(&document.rows(keys), 0)),
             Selection::Free | Selection::Record => None,
@@ -72,11 +67,11 @@ pub(crate) struct AttentionOutput {
 
 /// What the documents of a pack yield besides the attended values.
 #[derive(Debug, Default)]
-struct PackRecord {
-    losses: Vec<Tensor>,
+pub(crate) struct PackRecord {
+    pub(crate) losses: Vec<Tensor>,
     /// Positions `[L, K]` of each document, when recording; K differs.
-    selected: Vec<Tensor>,
-    agreements: Vec<Tensor>,
+    pub(crate) selected: Vec<Tensor>,
+    pub(crate) agreements: Vec<Tensor>,
 }
 
 impl PackRecord {
@@ -107,6 +102,16 @@ pub(crate) enum HeadValues {
     KeyPrefix(i64),
 }
 
+impl HeadValues {
+    /// As [`kernels::dsa`] takes them.
+    pub(crate) fn values(&self) -> Values<'_> {
+        match self {
+            HeadValues::Own(v) => Values::Own(v),
+            HeadValues::KeyPrefix(columns) => Values::KeyPrefix(*columns),
+        }
+    }
+}
+
 /// Queries, keys and values of one document, after RoPE.
 #[derive(Debug)]
 pub(crate) struct Heads {
@@ -130,12 +135,12 @@ pub(crate) trait MainAttention {
     /// Heads for attention to every visible key.
     fn dense_heads(&self, states: &Self::States, document: &DocumentContext) -> Heads;
 
-    /// Heads for attention to `num_selected` keys a query.
+    /// Heads for attention to the selected keys of each query; with `gathers` they are gathered, else all others are masked.
     fn sparse_heads(
         &self,
         states: &Self::States,
         document: &DocumentContext,
-        num_selected: i64,
+        gathers: bool,
     ) -> Heads;
 
     /// Attended values `[L, heads, dv]` to head outputs `[L, heads * v_head_dim]`.
@@ -305,11 +310,15 @@ impl AttentionLayer {
             };
             let (heads, attended) = match (&self.indexer, index) {
                 (Some(indexer), Some(index)) if selects(indexer) => {
-                    let num_selected = indexer.topk().min(document.len);
-                    let heads = main.sparse_heads(&states, document, num_selected);
-                    let attended =
-                        self.attend_sparse(&heads, indexer, index, document, request, &mut record);
-                    (heads, attended)
+                    let sparse = SparseAttention {
+                        indexer,
+                        document,
+                        request,
+                        num_heads: self.num_heads,
+                        softmax_scale: self.softmax_scale,
+                    };
+                    let heads = |gathers| main.sparse_heads(&states, document, gathers);
+                    sparse.attend(heads, index, &mut record)
                 }
                 (indexer, index) => {
                     if let (Some(indexer), Attention::Sparse, Selection::Record) =
@@ -363,86 +372,6 @@ impl AttentionLayer {
         } else {
             None
         }
-    }
-
-    /// `[L, heads, dv]`; adds the document's loss, where asked for, and what became of its keys to `record`.
-    fn attend_sparse(
-        &self,
-        heads: &Heads,
-        indexer: &Indexer,
-        index: IndexerStates,
-        document: &DocumentContext,
-        request: &AttentionRequest,
-        record: &mut PackRecord,
-    ) -> Tensor {
-        let replayed = request.replayed(document);
-        let mut recorded = Vec::new();
-        let mut loss = TiledLoss::new(index, request.indexer_loss);
-        // Once, not once a tile: the copy is kept for the backward pass, and gradients add up in it.
-        let kind = kernels::dsa::accumulation_kind(&heads.q);
-        let k = heads.k.to_kind(kind);
-        let (own_values, prefix) = match &heads.v {
-            HeadValues::Own(v) => (Some(v.to_kind(kind)), 0),
-            HeadValues::KeyPrefix(columns) => (None, *columns),
-        };
-        let rows_at_once = match document.len > SPARSE_TILE {
-            true => RECOMPUTED_ROWS,
-            false => SPARSE_TILE,
-        };
-        let mut tiles = Vec::new();
-        let mut first = 0;
-        while first < document.len {
-            let rows = SPARSE_TILE.min(document.len - first);
-            let tile = loss.tile(first, rows);
-            let (own, scores) = indexer.select(&tile, document, first);
-            let selected = match &replayed {
-                None => own,
-                Some(keys) => {
-                    let keys = selection::of_width(&keys.narrow(0, first, rows), own.size()[1]);
-                    let (positions, in_sight) = (document.positions(first, rows), first + rows);
-                    let topk = indexer.topk();
-                    let counts = selection::agreement(&own, &keys, &positions, topk, in_sight);
-                    record.agreements.push(counts);
-                    keys
-                }
-            };
-            // No query sees a key after itself.
-            let in_sight = |x: &Tensor| x.narrow(0, 0, first + rows);
-            let own_values = own_values.as_ref().map(in_sight);
-            let values = own_values
-                .as_ref()
-                .map_or(Values::KeyPrefix(prefix), Values::Own);
-            let attended = kernels::dsa::attend_selected(
-                &heads.q.narrow(0, first, rows),
-                &in_sight(&k),
-                values,
-                &selected,
-                self.softmax_scale,
-                rows_at_once as usize,
-            );
-            if request.indexer_loss {
-                let scores = scores.of_selected(&tile, &selected);
-                let sum = &attended.head_probs_sum;
-                loss.add(
-                    tile,
-                    &indexer_loss::sparse_loss(&scores, sum, self.num_heads),
-                );
-            }
-            if let Selection::Record = request.selection {
-                let positions = document.to_positions(&selected, first);
-                let width = indexer.topk().min(document.len);
-                recorded.push(selection::of_width(&positions, width));
-            }
-            tiles.push(attended.output);
-            first += rows;
-        }
-        if request.indexer_loss {
-            record.losses.push(loss.sum());
-        }
-        if !recorded.is_empty() {
-            record.selected.push(Tensor::cat(&recorded, 0));
-        }
-        Tensor::cat(&tiles, 0)
     }
 
     fn cached_by<M: MainAttention>(

@@ -2,6 +2,7 @@
 
 use std::cell::OnceCell;
 
+use kernels::dsa::gpu::indexer::Visibility;
 use kernels::fused::varlen::{VarlenPlan, VarlenSequence};
 use kernels::paged::{self, PageTable};
 use kernels::tch::{Device, Kind, Tensor};
@@ -50,6 +51,24 @@ pub(crate) struct DocumentContext {
     device: Device,
     branch_starts: OnceCell<Tensor>,
     visible: OnceCell<Tensor>,
+}
+
+/// Which keys some rows of a document see.
+#[derive(Debug)]
+pub(crate) struct RowVisibility {
+    first: i64,
+    trunk_len: i64,
+    branch_starts: Tensor,
+}
+
+impl RowVisibility {
+    pub(crate) fn as_kernels_take_it(&self) -> Visibility<'_> {
+        Visibility {
+            first: self.first,
+            trunk_len: self.trunk_len,
+            branch_starts: &self.branch_starts,
+        }
+    }
 }
 
 /// A pack, prepared once for all layers.
@@ -138,6 +157,15 @@ impl DocumentContext {
             };
             kernels::upload(&document.branch_starts(), self.device)
         })
+    }
+
+    /// Which keys the tokens `first..first + rows` see.
+    pub(crate) fn visibility(&self, first: i64, rows: i64) -> RowVisibility {
+        RowVisibility {
+            first,
+            trunk_len: self.trunk_len,
+            branch_starts: self.branch_starts().narrow(0, first, rows),
+        }
     }
 
     fn sequences(&self) -> Vec<VarlenSequence> {

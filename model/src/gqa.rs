@@ -194,7 +194,7 @@ impl MainAttention for GroupedQueryAttention {
         &self,
         states: &HeadStates,
         document: &DocumentContext,
-        _num_selected: i64,
+        _gathers: bool,
     ) -> Heads {
         self.dense_heads(states, document)
     }

@@ -7,6 +7,7 @@
 //! indexer learns only from its own loss. The Hadamard transform is part of the simulated
 //! quantisation; without it, it changes no score.
 
+use kernels::dsa::gpu::indexer::IndexerTile;
 use kernels::dsa::{self, ScaleFormat};
 use kernels::tch::{self, Kind, Tensor};
 
@@ -47,6 +48,23 @@ impl IndexerStates {
             q: document.rows(&self.q),
             k: document.rows(&self.k),
             weights: document.rows(&self.weights),
+        }
+    }
+
+    pub(crate) fn shallow_clone(&self) -> IndexerStates {
+        IndexerStates {
+            q: self.q.shallow_clone(),
+            k: self.k.shallow_clone(),
+            weights: self.weights.shallow_clone(),
+        }
+    }
+
+    /// As the kernels of a GPU take them.
+    pub(crate) fn for_kernels(&self) -> IndexerTile<'_> {
+        IndexerTile {
+            q: &self.q,
+            weights: &self.weights,
+            k: &self.k,
         }
     }
 }

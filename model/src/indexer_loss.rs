@@ -7,6 +7,8 @@
 //! Gradients are taken tile by tile ([`TiledLoss`]), so that no [L, L] is ever held.
 
 use kernels::autograd;
+use kernels::dsa::gpu::dense::head_probs_sum;
+use kernels::dsa::gpu::indexer::{IndexerGradients, IndexerKernels};
 use kernels::tch::{self, Kind, Tensor};
 
 use crate::attention::Heads;
@@ -15,6 +17,8 @@ use crate::indexer::{IndexerStates, tile_scores};
 
 /// Elements of the `[heads, rows, L]` dense probabilities that are alive at once (64 MB of f32).
 const DENSE_ELEMENTS: i64 = 1 << 24;
+/// Index scores that are alive at once on a GPU (256 MB of f32).
+pub(crate) const GPU_SCORES: i64 = 1 << 26;
 /// Query rows of a dense tile, at most.
 const DENSE_TILE: i64 = 256;
 
@@ -52,6 +56,8 @@ pub(crate) struct TiledLoss {
     /// Gradients of the queries and weights, where the loss has one: made before the first tile, since
     /// what outlives a tile but is allocated during it leaves holes in the heap that no larger tile fits.
     grads: Option<[Tensor; 2]>,
+    /// That of the keys, where kernels computed it: elsewhere autograd adds it up in `k`.
+    k_grad: Option<Tensor>,
     /// Queries that have been added.
     num_added: i64,
     total: Tensor,
@@ -69,6 +75,7 @@ impl TiledLoss {
         TiledLoss {
             k: leaf(&states.k, learns),
             grads: learns.then(|| [&states.q, &states.weights].map(zeros)),
+            k_grad: None,
             num_added: 0,
             total: Tensor::zeros([] as [i64; 0], (Kind::Float, states.k.device())),
             states,
@@ -86,6 +93,42 @@ impl TiledLoss {
             k: self.k.shallow_clone(),
             weights: leaf(&self.states.weights.narrow(0, first, rows), self.learns()),
         }
+    }
+
+    /// Queries `first..first + rows` as they are, with the keys up to the last one, for [`TiledLoss::add_by_kernel`].
+    pub(crate) fn rows(&self, first: i64, rows: i64) -> IndexerStates {
+        IndexerStates {
+            q: self.states.q.detach().narrow(0, first, rows),
+            k: self.states.k.detach().narrow(0, 0, first + rows),
+            weights: self.states.weights.detach().narrow(0, first, rows),
+        }
+    }
+
+    /// Adds the loss of the next tile, as [`TiledLoss::rows`] gave it, on its keys `selected` `[rows, K]` i32, or on all it sees,
+    /// which had `scores` `[rows, S]`; `head_sums`, as wide, are the main heads' probabilities summed over that many heads.
+    pub(crate) fn add_by_kernel(
+        &mut self,
+        kernels: &IndexerKernels,
+        tile: &IndexerStates,
+        selected: Option<&Tensor>,
+        scores: &Tensor,
+        head_sums: (&Tensor, i64),
+    ) {
+        let rows = tile.q.size()[0];
+        let of_tile = self.grads.as_ref().map(|grads| {
+            grads
+                .each_ref()
+                .map(|all| all.narrow(0, self.num_added, rows))
+        });
+        let gradients = of_tile.as_ref().map(|[q, weights]| {
+            let zeros = || Tensor::zeros(self.k.size(), (Kind::Float, self.k.device()));
+            let k = &*self.k_grad.get_or_insert_with(zeros);
+            IndexerGradients { q, weights, k }
+        });
+        let tile = (tile.for_kernels(), self.num_added);
+        let losses = kernels.loss(tile, selected, scores, head_sums, gradients);
+        self.num_added += rows;
+        self.total += losses.sum(Kind::Float);
     }
 
     /// Adds the loss of the next tile, computed from what [`TiledLoss::tile`] gave; tiles come in order.
@@ -108,7 +151,8 @@ impl TiledLoss {
             return self.total;
         };
         let inputs = [&self.states.q, &self.states.k, &self.states.weights];
-        let grads = [q_grad, self.k.grad(), weight_grad];
+        let k_grad = self.k_grad.unwrap_or_else(|| self.k.grad());
+        let grads = [q_grad, k_grad, weight_grad];
         let kinds = inputs.map(Tensor::kind);
         autograd::custom(vec![self.total], &inputs, move |outer| {
             let outer = outer[0].as_ref();
@@ -135,6 +179,11 @@ pub(crate) fn dense_loss(
     heads: &Heads,
     softmax_scale: f64,
 ) -> Tensor {
+    if let Some(kernels) = IndexerKernels::of(&states.q, &states.k)
+        && let Some(loss) = dense_loss_by_kernels(kernels, &states, document, heads, softmax_scale)
+    {
+        return loss;
+    }
     let per_row = heads.q.size()[1] * document.len;
     let tile_rows = (DENSE_ELEMENTS / per_row).clamp(1, DENSE_TILE);
     let k = tch::no_grad(|| heads.k.to_kind(Kind::Float).permute([1, 2, 0]));
@@ -153,6 +202,34 @@ pub(crate) fn dense_loss(
         first += rows;
     }
     loss.sum()
+}
+
+/// [`dense_loss`] on a GPU; `None` for heads that its kernels don't know.
+fn dense_loss_by_kernels(
+    kernels: IndexerKernels,
+    states: &IndexerStates,
+    document: &DocumentContext,
+    heads: &Heads,
+    softmax_scale: f64,
+) -> Option<Tensor> {
+    let num_heads = heads.q.size()[1];
+    let rows_at_once = (GPU_SCORES / document.len).max(DENSE_TILE);
+    let mut loss = TiledLoss::new(states.shallow_clone(), true);
+    let mut first = 0;
+    while first < document.len {
+        let rows = rows_at_once.min(document.len - first);
+        let tile = loss.rows(first, rows);
+        let visibility = document.visibility(first, rows);
+        let (q, k) = (
+            heads.q.narrow(0, first, rows),
+            heads.k.narrow(0, 0, first + rows),
+        );
+        let sums = head_probs_sum(&q, &k, visibility.as_kernels_take_it(), softmax_scale)?;
+        let scores = kernels.scores(tile.for_kernels(), visibility.as_kernels_take_it());
+        loss.add_by_kernel(&kernels, &tile, None, &scores, (&sums, num_heads));
+        first += rows;
+    }
+    Some(loss.sum())
 }
 
 /// Softmax attention averaged over heads: q `[Q, heads, d]`, k `[kv_heads, d, S]` f32 -> `[Q, S]` f32.

@@ -29,6 +29,7 @@ pub mod random_model;
 pub mod rope;
 pub mod router;
 pub mod selection;
+mod sparse_attention;
 pub mod tokenizer;
 pub mod transformer;
 pub mod upcycle;

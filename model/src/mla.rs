@@ -202,9 +202,9 @@ impl MainAttention for MultiHeadLatentAttention {
         &self,
         states: &LatentStates,
         document: &DocumentContext,
-        num_selected: i64,
+        gathers: bool,
     ) -> Heads {
-        match kernels::dsa::gathers(document.len, num_selected) {
+        match gathers {
             true => self.absorbed_heads(states, document),
             false => self.dense_heads(states, document),
         }

@@ -3,14 +3,16 @@
 //! First the machine's ceilings are measured ([`ceilings`]), then what a run spends its time on
 //! ([`workloads`], [`grpo`]). Each row tells the operations and bytes that the work needs at least ([`work`]),
 //! the time those take at the ceilings, and the share of that limit which was reached. How time and
-//! memory grow with the length of a document is a table of its own ([`context`]), and so are single operations
-//! ([`operations`]).
+//! memory grow with the length of a document is a table of its own ([`context`]), so are single operations
+//! ([`operations`]) and sparse
+//! attention at DeepSeek-V3.2's widths ([`sparse`]).
 
 pub mod ceilings;
 mod context;
 pub mod grpo;
 mod operations;
 pub mod shapes;
+mod sparse;
 pub mod timing;
 pub mod work;
 pub mod workloads;
@@ -45,8 +47,10 @@ pub enum Part {
     Products,
     /// Single operations at the model's shapes, our kernels beside libtorch's
     Kernels,
-    /// Training on one document of 1K, 4K and 16K tokens, sparse and dense: time and memory
+    /// Training on one document of 1K, 4K and 16K tokens (to 64K on a GPU), sparse and dense: time and memory
     Context,
+    /// Attention alone at DeepSeek-V3.2's widths, sparse and dense, 4K to 64K tokens, on a GPU
+    Sparse,
 }
 
 /// What is measured unless asked otherwise.
@@ -98,7 +102,7 @@ pub fn run<E: From<TrainerError>>(
         bytes_per_sec,
     };
 
-    let without_rows = [Part::Products, Part::Context, Part::Kernels];
+    let without_rows = [Part::Products, Part::Context, Part::Kernels, Part::Sparse];
     if parts.iter().any(|part| !without_rows.contains(part)) {
         print(&format!("\n{}", header()))?;
     }
@@ -143,6 +147,9 @@ pub fn run<E: From<TrainerError>>(
     }
     if parts.contains(&Part::Context) {
         context::run(subject, &mut print)?;
+    }
+    if parts.contains(&Part::Sparse) {
+        sparse::run(device, timing, &mut print)?;
     }
     let peak = kernels::runtime::peak_memory_bytes() as f64 / 1e9;
     print(&format!("\n{:<32}{peak:>10.2} GB", "peak memory"))

@@ -41,24 +41,45 @@ pub const SAMPLING: Source = source!("sampling.cu");
 
 /// A learner's norm, SwiGLU, RoPE and log-probs; needs `EIGHTS` for the norm and `HEAD_DIM` for RoPE.
 pub const FUSED: Source = source!("fused.cu");
+/// Attention over selected keys; needs `DIM`, `V_DIM`, `ROWS` and `OWN_VALUES`.
+pub const DSA_ATTENTION: Source = source!("dsa_attention.cu");
+/// The same kernels at DeepSeek-V3.2's widths for Hopper's own products; compiles for sm_90a alone.
+pub const DSA_LATENT_SM90: Source = source!("dsa_latent_sm90.cu");
+/// The indexer's scores, selection and loss; needs `INDEX_HEADS` and `DIM`.
+pub const DSA_INDEXER: Source = source!("dsa_indexer.cu");
+/// What the indexer learns from while attention is dense; needs `DIM`.
+pub const DENSE_HEAD_SUMS: Source = source!("dense_head_sums.cu");
 
 /// A learner's rows to experts and back.
 pub const DISPATCH: Source = source!("dispatch.cu");
 
-/// Every source, with the constants that a test compiles it for.
-pub const ALL: [(&Source, &[Constant]); 6] = [
+/// Every source but [`DSA_LATENT_SM90`], with the constants that a test compiles it for.
+pub const ALL: [(&Source, &[Constant]); 10] = [
     (&ROWS, &[]),
     (&ATTENTION, &[("HEAD_DIM", 64), ("GROUP", 3)]),
     (&EXPERTS, &[]),
     (&SAMPLING, &[]),
     (&FUSED, &[("EIGHTS", 3), ("HEAD_DIM", 64)]),
     (&DISPATCH, &[]),
+    (&DSA_ATTENTION, &[]),
+    (
+        &DSA_ATTENTION,
+        &[("DIM", 64), ("V_DIM", 64), ("ROWS", 16), ("OWN_VALUES", 1)],
+    ),
+    (&DSA_INDEXER, &[]),
+    (&DENSE_HEAD_SUMS, &[]),
 ];
 
 /// A compile-time constant: name and value.
 pub type Constant = (&'static str, i64);
 
-const HEADER: (&CStr, &str) = (c"bf16.cuh", include_str!("../../cuda/bf16.cuh"));
+/// What sources include.
+const HEADERS: [(&CStr, &str); 4] = [
+    (c"bf16.cuh", include_str!("../../cuda/bf16.cuh")),
+    (c"mma.cuh", include_str!("../../cuda/mma.cuh")),
+    (c"wgmma.cuh", include_str!("../../cuda/wgmma.cuh")),
+    (c"dsa_tiles.cuh", include_str!("../../cuda/dsa_tiles.cuh")),
+];
 
 /// Machine code of `source` for the card `arch`, from the disk where it was compiled before.
 ///
@@ -103,8 +124,11 @@ pub fn compile(
     arch: &str,
 ) -> Result<Vec<u8>, KernelError> {
     let text = CString::new(source.text).expect("sources hold no zero byte");
-    let header = CString::new(HEADER.1).expect("sources hold no zero byte");
-    let (headers, names) = ([header.as_ptr()], [HEADER.0.as_ptr()]);
+    let headers = HEADERS.map(|(_, text)| CString::new(text).expect("sources hold no zero byte"));
+    let (texts, names) = (
+        headers.each_ref().map(|text| text.as_ptr()),
+        HEADERS.map(|(name, _)| name.as_ptr()),
+    );
     let mut options = vec![format!("--gpu-architecture={arch}"), "--std=c++17".into()];
     options.extend(
         constants
@@ -118,8 +142,8 @@ pub fn compile(
             &mut program,
             text.as_ptr(),
             c"kernel.cu".as_ptr(),
-            1,
-            headers.as_ptr(),
+            HEADERS.len() as i32,
+            texts.as_ptr(),
             names.as_ptr(),
         );
         check("nvrtcCreateProgram", code)?;
@@ -193,7 +217,8 @@ fn key(source: &Source, constants: &[Constant], arch: &str) -> Result<String, Ke
         sys::nvrtcVersion(&mut major, &mut minor)
     })?;
     let mut hash = blake3::Hasher::new();
-    for part in [source.text, HEADER.1, arch] {
+    let headers = HEADERS.map(|(_, text)| text);
+    for part in headers.into_iter().chain([source.text, arch]) {
         hash.update(part.as_bytes()).update(&[0]);
     }
     let driver = driver_version()?;
@@ -229,6 +254,13 @@ mod tests {
                 let code = compile(source, constants, arch).unwrap();
                 assert_eq!(&code[..4], b"\x7fELF", "{} for {arch}", source.name);
             }
+        }
+    }
+
+    #[test]
+    fn hoppers_own_source_compiles() {
+        if !is_skipped() {
+            compile(&DSA_LATENT_SM90, &[], "sm_90a").unwrap();
         }
     }
 

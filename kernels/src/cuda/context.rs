@@ -18,6 +18,7 @@ pub struct Cuda {
     context: sys::CUcontext,
     device: Device,
     capability: (i32, i32),
+    most_shared_bytes: i32,
 }
 
 impl Cuda {
@@ -63,6 +64,10 @@ impl Cuda {
             context,
             device,
             capability,
+            most_shared_bytes: attribute(
+                card,
+                Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+            )?,
         };
         cuda.enter()?;
         Ok(cuda)
@@ -78,6 +83,16 @@ impl Cuda {
         let (major, minor) = self.capability;
         let suffix = if major >= 9 { "a" } else { "" };
         format!("sm_{major}{minor}{suffix}")
+    }
+
+    /// Whether kernels for Hopper's own instructions (sm_90a) run.
+    pub(crate) fn is_hopper(&self) -> bool {
+        self.capability == (9, 0)
+    }
+
+    /// Shared memory that a block of threads may ask for: 163 KB on an A100, 227 KB on an H100.
+    pub(crate) fn most_shared_bytes(&self) -> i64 {
+        i64::from(self.most_shared_bytes)
     }
 
     /// Makes the card the calling thread's.

@@ -46,6 +46,16 @@ impl DefaultStream {
         stream.as_ref().filter(|own| own.cuda.device() == device)
     }
 
+    /// Whether kernels for Hopper's own instructions (sm_90a) run.
+    pub(crate) fn is_hopper(&self) -> bool {
+        self.cuda.is_hopper()
+    }
+
+    /// Shared memory that a block of threads may ask for.
+    pub(crate) fn most_shared_bytes(&self) -> i64 {
+        self.cuda.most_shared_bytes()
+    }
+
     /// Puts a kernel on the stream, with `block` threads a block.
     ///
     /// # Safety

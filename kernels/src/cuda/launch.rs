@@ -36,10 +36,6 @@ pub(crate) struct Grid {
 
 impl Grid {
     /// With `bytes` of dynamic shared memory a block: at most 163 KB on an A100, 227 KB on an H100.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "none of the kernels so far needs it")
-    )]
     pub(crate) fn with_shared(self, bytes: u32) -> Grid {
         Grid {
             shared_bytes: bytes,

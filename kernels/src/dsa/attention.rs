@@ -69,16 +69,41 @@ pub fn attend_selected<'a>(
     scale: f64,
     tile: usize,
 ) -> Attended {
+    let gathers = gathers(k.size()[0], selected.size()[1]);
+    attend_in_tiles(q, k, v.into(), (selected, gathers), scale, tile)
+}
+
+/// [`attend_selected`] by gathering, whatever would be the cheaper way.
+pub fn attend_gathered<'a>(
+    q: &Tensor,
+    k: &Tensor,
+    v: impl Into<Values<'a>>,
+    selected: &Tensor,
+    scale: f64,
+    tile: usize,
+) -> Attended {
+    attend_in_tiles(q, k, v.into(), (selected, true), scale, tile)
+}
+
+fn attend_in_tiles(
+    q: &Tensor,
+    k: &Tensor,
+    v: Values,
+    (selected, gathers): (&Tensor, bool),
+    scale: f64,
+    tile: usize,
+) -> Attended {
     let num_queries = q.size()[0];
     let kind = accumulation_kind(q);
     let k = k.to_kind(kind);
-    let (own, prefix) = match v.into() {
+    let (own, prefix) = match v {
         Values::Own(v) => (Some(v.to_kind(kind)), 0),
         Values::KeyPrefix(columns) => (None, columns),
     };
-    let tile = tile.clamp(1, tile_rows(q, &k, own.as_ref(), selected)) as i64;
+    let tile = tile.clamp(1, tile_rows(q, &k, own.as_ref(), (selected, gathers))) as i64;
     if num_queries <= tile {
-        return attend_tile(q, &k, values_of(own.as_ref(), prefix), selected, scale);
+        let v = values_of(own.as_ref(), prefix);
+        return attend_tile(q, &k, v, (selected, gathers), scale);
     }
     let (outputs, sums): (Vec<Tensor>, Vec<Tensor>) = (0..num_queries)
         .step_by(tile as usize)
@@ -88,7 +113,8 @@ pub fn attend_selected<'a>(
             let mut inputs = vec![q.narrow(0, start, rows), k.shallow_clone()];
             inputs.extend(own.as_ref().map(Tensor::shallow_clone));
             let mut attended = autograd::checkpoint(&inputs, move |x| {
-                let tile = attend_tile(&x[0], &x[1], values_of(x.get(2), prefix), &selected, scale);
+                let v = values_of(x.get(2), prefix);
+                let tile = attend_tile(&x[0], &x[1], v, (&selected, gathers), scale);
                 vec![tile.output, tile.head_probs_sum]
             })
             .into_iter();
@@ -108,10 +134,15 @@ fn values_of(own: Option<&Tensor>, prefix: i64) -> Values<'_> {
 }
 
 /// Queries whose intermediates stay within [`TILE_ELEMENTS`], at least 1.
-fn tile_rows(q: &Tensor, k: &Tensor, own_values: Option<&Tensor>, selected: &Tensor) -> usize {
+fn tile_rows(
+    q: &Tensor,
+    k: &Tensor,
+    own_values: Option<&Tensor>,
+    (selected, gathers): (&Tensor, bool),
+) -> usize {
     let (num_heads, num_selected) = (q.size()[1], selected.size()[1]);
     let (num_keys, num_kv, head_dim) = k.size3().expect("k is [S, n_kv, head_dim]");
-    let elements = match gathers(num_keys, num_selected) {
+    let elements = match gathers {
         true => {
             let width = head_dim + own_values.map_or(0, |v| v.size()[2]);
             num_selected * (num_kv * width + num_heads)
@@ -121,17 +152,22 @@ fn tile_rows(q: &Tensor, k: &Tensor, own_values: Option<&Tensor>, selected: &Ten
     (TILE_ELEMENTS / elements.max(1)).max(1) as usize
 }
 
-/// One tile by the cheaper way. Both ways compute the same.
-fn attend_tile(q: &Tensor, k: &Tensor, v: Values, selected: &Tensor, scale: f64) -> Attended {
-    if gathers(k.size()[0], selected.size()[1]) {
-        attend_gathered(q, k, v, selected, scale)
-    } else {
-        attend_masked(q, k, v, selected, scale)
+/// One tile. Both ways compute the same.
+fn attend_tile(
+    q: &Tensor,
+    k: &Tensor,
+    v: Values,
+    (selected, gathers): (&Tensor, bool),
+    scale: f64,
+) -> Attended {
+    match gathers {
+        true => gathered_tile(q, k, v, selected, scale),
+        false => masked_tile(q, k, v, selected, scale),
     }
 }
 
 /// One tile by gathering the selected keys and values of each query.
-fn attend_gathered(q: &Tensor, k: &Tensor, v: Values, selected: &Tensor, scale: f64) -> Attended {
+fn gathered_tile(q: &Tensor, k: &Tensor, v: Values, selected: &Tensor, scale: f64) -> Attended {
     let (num_queries, num_heads, _) = q.size3().expect("q is [Q, n_heads, head_dim]");
     let (num_keys, num_kv, _) = k.size3().expect("k is [S, n_kv, head_dim]");
     let num_selected = selected.size()[1];
@@ -175,7 +211,7 @@ fn gathered_probs(q: &Tensor, keys: &Tensor, num_kv: i64, selected: &Tensor, sca
 }
 
 /// One tile by attending to all keys, with those outside the selection at -inf.
-fn attend_masked(q: &Tensor, k: &Tensor, v: Values, selected: &Tensor, scale: f64) -> Attended {
+fn masked_tile(q: &Tensor, k: &Tensor, v: Values, selected: &Tensor, scale: f64) -> Attended {
     let (num_queries, num_heads, head_dim) = q.size3().expect("q is [Q, n_heads, head_dim]");
     let (num_keys, num_kv, _) = k.size3().expect("k is [S, n_kv, head_dim]");
     let group = num_heads / num_kv;

@@ -3,15 +3,18 @@
 //! Sparse attention over k keys takes O(L k) where dense takes O(L^2); the indexer's scores are O(L^2)
 //! either way, over fewer and narrower heads.
 
+use kernels::gpu_memory;
 use kernels::runtime::{memory_bytes, peak_memory_bytes, reset_peak_memory};
+use kernels::tch::Device;
 use model::Attention;
 
 use super::workloads::Subject;
 use crate::error::TrainerError;
 use crate::learner::TextObjective;
 
-/// Tokens of the document.
+/// Tokens of the document, on a CPU and on a GPU.
 const LENGTHS: [usize; 3] = [1024, 4096, 16_384];
+const GPU_LENGTHS: [usize; 5] = [4096, 8192, 16_384, 32_768, 65_536];
 
 /// The steps that a run makes of text, by what they train on.
 const STEPS: [(&str, TextObjective); 4] = [
@@ -45,24 +48,57 @@ pub(super) fn run<E: From<TrainerError>>(
     print: &mut impl FnMut(&str) -> Result<(), E>,
 ) -> Result<(), E> {
     let has_indexer = subject.policy.config().dsa.is_some();
-    let is_cpu = !subject.policy.device().is_cuda();
-    reset_peak_memory();
-    let held = memory_bytes();
+    let device = subject.policy.device();
+    let most = subject.policy.config().max_position_embeddings;
+    let lengths = match device.is_cuda() {
+        true => &GPU_LENGTHS[..],
+        false => &LENGTHS,
+    };
+    let counter = MemoryCounter::new(device)?;
     print(&header())?;
-    for len in LENGTHS {
+    for &len in lengths.iter().filter(|&&len| len <= most) {
         for (name, objective) in STEPS {
             if !has_indexer && (objective.attention == Attention::Sparse || objective.indexer_loss)
             {
                 continue;
             }
-            // A GPU's memory is not the process's.
-            let counts = is_cpu && reset_peak_memory();
+            let counts = counter.reset()?;
             let secs = subject.train_document(len, objective)?;
-            let memory = counts.then(|| peak_memory_bytes().saturating_sub(held));
+            let memory = counts.then(|| counter.peak_bytes()).transpose()?;
             print(&row(len, name, secs, memory))?;
         }
     }
     Ok(())
+}
+
+/// The most memory beyond what was held before the first step: of the process, or of the GPU.
+struct MemoryCounter {
+    device: Device,
+    held: u64,
+}
+
+impl MemoryCounter {
+    fn new(device: Device) -> Result<MemoryCounter, TrainerError> {
+        let counter = MemoryCounter { device, held: 0 };
+        counter.reset()?;
+        let held = match device.is_cuda() {
+            true => counter.peak_bytes()?,
+            false => memory_bytes(),
+        };
+        Ok(MemoryCounter { device, held })
+    }
+
+    /// Starts the peak anew; whether that can be done here.
+    fn reset(&self) -> Result<bool, TrainerError> {
+        gpu_memory::reset_peak(self.device)?;
+        Ok(self.device.is_cuda() || reset_peak_memory())
+    }
+
+    fn peak_bytes(&self) -> Result<u64, TrainerError> {
+        let peak = gpu_memory::peak(self.device)?;
+        let peak = peak.map_or_else(peak_memory_bytes, |peak| peak.allocated_bytes);
+        Ok(peak.saturating_sub(self.held))
+    }
 }
 
 fn header() -> String {

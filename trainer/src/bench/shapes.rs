@@ -7,6 +7,7 @@ pub fn named(name: &str) -> Option<ModelConfig> {
     match name {
         "smollm2-135m" => Some(smollm2_135m()),
         "deepseek-v32-layer" => Some(deepseek_v32_layer()),
+        "deepseek-v32-attention" => Some(deepseek_v32_attention()),
         _ => None,
     }
 }
@@ -72,13 +73,39 @@ pub fn deepseek_v32_layer() -> ModelConfig {
     }
 }
 
+/// The attention of one layer of DeepSeek-V3.2 at its full widths, with a small feed-forward and vocabulary.
+pub fn deepseek_v32_attention() -> ModelConfig {
+    ModelConfig {
+        hidden_size: 7168,
+        num_attention_heads: 128,
+        num_key_value_heads: 128,
+        head_dim: 64,
+        max_position_embeddings: 65_536,
+        mla: Some(MlaConfig {
+            q_lora_rank: Some(1536),
+            kv_lora_rank: 512,
+            qk_nope_head_dim: 128,
+            qk_rope_head_dim: 64,
+            v_head_dim: 128,
+            rope_interleave: true,
+        }),
+        moe: None,
+        dsa: Some(DsaConfig::new(64, 128, 2048)),
+        ..deepseek_v32_layer()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn every_shape_is_sound() {
-        for name in ["smollm2-135m", "deepseek-v32-layer"] {
+        for name in [
+            "smollm2-135m",
+            "deepseek-v32-layer",
+            "deepseek-v32-attention",
+        ] {
             let config = named(name).expect("a known name");
             assert_eq!(config.problems(), Vec::<String>::new(), "{name}");
         }

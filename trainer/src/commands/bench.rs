@@ -17,7 +17,8 @@ use crate::config::{PolicyConfig, PolicySource, UpcycleConfig};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 MODEL may also be smollm2-135m: random weights of that model's shape, no file needed; or
-deepseek-v32-layer: one layer of DeepSeek-V3.2 in small.
+deepseek-v32-layer: one layer of DeepSeek-V3.2 in small; or deepseek-v32-attention: the attention of
+one layer at its full widths, with a small feed-forward.
 Columns: what was measured, the operations and bytes that the work needs at least, the time those
 take at the measured ceilings (the longer of both), and the share of that limit reached. Tokens a
 second: completion tokens of a rollout, prompt tokens of its prefill; of learning those forwarded, and
@@ -31,7 +32,7 @@ pub struct Args {
     /// Attach a lightning indexer, untrained: heads=4,dim=32,topk=16
     #[arg(long, value_parser = parse_dsa, value_name = "heads=H,dim=D,topk=K")]
     dsa: Option<DsaConfig>,
-    /// Measure only these [default: all but context, kernels and rollout]
+    /// Measure only these [default: all but context, kernels, sparse and rollout]
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
     #[command(flatten)]

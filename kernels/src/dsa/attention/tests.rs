@@ -174,7 +174,10 @@ fn tiles_shrink_with_what_a_query_gathers() {
     let selected = Tensor::zeros([1, 2048], (Kind::Int64, Device::Cpu));
     // DeepSeek-V3.2 at 32K keys: 2048 x (576 + 128) elements a query, of 2^25.
     let (q, k) = (size(&[1, 128, 576]), size(&[32_768, 1, 576]));
-    assert_eq!(tile_rows(&q, &k, None, &selected), 23);
+    assert_eq!(tile_rows(&q, &k, None, (&selected, true)), 23);
     // At 16K it masks: 128 x 16384 elements.
-    assert_eq!(tile_rows(&q, &k.narrow(0, 0, 16_384), None, &selected), 16);
+    assert_eq!(
+        tile_rows(&q, &k.narrow(0, 0, 16_384), None, (&selected, false)),
+        16
+    );
 }

@@ -9,6 +9,8 @@ use kernels::tch::{self, Kind, Tensor};
 
 use super::{Operation, Shapes};
 
+const PAGE_TOKENS: i64 = model::pages::PAGE_TOKENS as i64;
+
 /// Attention over the cache, and sampling.
 pub(super) fn all(shapes: &Shapes) -> Vec<Operation> {
     // Kernels of a decode step are made for bf16 on a GPU.
@@ -33,19 +35,28 @@ fn cached_attention(shapes: &Shapes, queue: Option<&Rc<Queue>>) -> Operation {
     let len = (shapes.shape.prompt_tokens + shapes.shape.new_tokens) as i64;
     let Heads { queries, keys, dim } = heads;
     let qkv = shapes.random(&[batch, heads.qkv_width()]);
-    let cache = [(); 2].map(|()| shapes.random(&[batch, keys, len, dim]));
+    // As many whole pages a sequence as it needs, one sequence behind the other.
+    let pages = (len + PAGE_TOKENS - 1) / PAGE_TOKENS;
+    let room = pages * PAGE_TOKENS;
+    let cache = [(); 2].map(|()| shapes.random(&[batch * room, keys, dim]));
     let scale = (dim as f64).powf(-0.5);
     let pairs = (batch * len) as f64;
     let numbers = 2 * batch * (len * keys + queries) * dim;
     let q = qkv.narrow(1, 0, queries * dim);
     let q = q.reshape([batch, queries, 1, dim]);
-    let [k, v] = cache.each_ref().map(Tensor::shallow_clone);
+    let [k, v] = cache.each_ref().map(|rows| {
+        let rows = rows.view([batch, room, keys, dim]).narrow(1, 0, len);
+        rows.transpose(1, 2)
+    });
     let fused = queue.filter(|_| heads.are_supported()).map(|queue| {
         let positions = Tensor::full([batch], len - 1, (Kind::Int, shapes.device));
         let out = Tensor::zeros([batch, queries * dim], (shapes.kind, shapes.device));
+        let table = Tensor::arange(batch * pages, (Kind::Int, shapes.device)).view([batch, pages]);
         let queue = queue.clone();
         let run = move || {
             let cache = Cache {
+                table: &table,
+                page: PAGE_TOKENS,
                 k: &cache[0],
                 v: &cache[1],
             };
