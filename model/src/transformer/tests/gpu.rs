@@ -1,17 +1,18 @@
-//! Gradients of whole models on a GPU: kernels in bf16 against libtorch's operations in f32, on the same card.
+//! Gradients of whole models in bf16 against those in f32, of the same device: libtorch's operations on a CPU, our
+//! kernels on a GPU.
 //!
-//! A rounding to bf16 is off by up to 2^-9 of a number. A gradient of these two layers has passed through some forty of
-//! them, there and back, which add up like a random walk: to about 2^-9 sqrt(40) = 1.2 % of its norm, and to a few times
-//! that where differences of large numbers are taken, in softmaxes and in the router. A part that is missing or
-//! misplaced shows as tens of percent.
+//! The weights are loud, so that roundings to bf16 show: libtorch's operations are off by what the CPU's half of the test
+//! finds. Kernels round where these do and compute between in f32, so that their error must be of that size; that it is
+//! another card's sum in another order gets half as much again. A part that is missing or misplaced shows as tens of
+//! percent.
 
 use super::*;
 use kernels::fused;
 
-/// Largest error of a parameter's gradient over its norm.
-const LIMIT: f64 = 0.1;
-/// The same of all gradients together.
-const LIMIT_OF_ALL: f64 = 0.03;
+/// Errors of the kernels over those of libtorch's operations, at most.
+const SHARE: f64 = 1.5;
+/// Largest error of libtorch's own operations, of all gradients together.
+const LIMIT_ON_A_CPU: f64 = 0.1;
 
 fn gpu() -> Option<Device> {
     let device = kernels::runtime::start(1).device;
@@ -76,61 +77,70 @@ fn pack(device: Device) -> (PackedInput, Tensor, Tensor) {
     )
 }
 
+/// Error in bf16 of all gradients together, and the largest of one parameter's, over their norms in f32.
+fn errors(config: &ModelConfig, device: Device) -> (f64, (f64, String)) {
+    let (input, rows, targets) = pack(device);
+    let run = |kind: Kind, routing: Routing, selection: Selection| {
+        let model = Transformer::load(config, &mut LoudSource(3), kind, device).unwrap();
+        let options = ForwardOptions {
+            routing,
+            attention: Attention::Sparse,
+            indexer_loss: config.dsa.is_some(),
+            selection,
+            activation_checkpointing: false,
+        };
+        let output = model.forward_packed(&input, &options);
+        let logprobs = model.token_logprobs(&output.hidden, &rows, &targets, 0.9, None);
+        // Weights of both signs, as advantages are.
+        let weights = Tensor::arange(rows.size()[0], (Kind::Float, device)).cos();
+        let mut loss = (logprobs * weights).sum(Kind::Float);
+        for indexer_loss in &output.indexer_losses {
+            loss += indexer_loss.to_kind(Kind::Float);
+        }
+        loss.backward();
+        model.settle_gradients();
+        (output.routing, output.selected, take_gradients(&model))
+    };
+    let (routing, selected, expected) = run(Kind::Float, Routing::Record, Selection::Record);
+    let (_, _, found) = run(
+        Kind::BFloat16,
+        routing.map_or(Routing::Free, Routing::Replay),
+        selected.map_or(Selection::Free, Selection::Replay),
+    );
+    let (mut squares, mut of_errors, mut worst) = (0.0, 0.0, (0.0, String::new()));
+    for ((name, _, found), (_, _, expected)) in found.iter().zip(&expected) {
+        let (Some(found), Some(expected)) = (found, expected) else {
+            assert!(found.is_none() && expected.is_none(), "{name}");
+            continue;
+        };
+        let norm = expected.norm().double_value(&[]);
+        let error = (found - expected).norm().double_value(&[]);
+        assert!(norm > 0.0, "{name} proves nothing");
+        squares += norm * norm;
+        of_errors += error * error;
+        if error / norm > worst.0 {
+            worst = (error / norm, name.clone());
+        }
+    }
+    ((of_errors / squares).sqrt(), worst)
+}
+
 #[test]
 fn gradients_in_bf16_are_those_in_f32() {
-    let Some(device) = gpu() else { return };
     tch::set_num_threads(1);
+    let device = gpu();
     for (what, config) in [
         ("dense", grouped_query()),
         ("experts", with_experts(grouped_query())),
         ("V3.2", wide(latent_sparse_config(16))),
     ] {
-        let (input, rows, targets) = pack(device);
-        let run = |kind: Kind, routing: Routing, selection: Selection| {
-            let model = Transformer::load(&config, &mut LoudSource(3), kind, device).unwrap();
-            let options = ForwardOptions {
-                routing,
-                attention: Attention::Sparse,
-                indexer_loss: config.dsa.is_some(),
-                selection,
-                activation_checkpointing: false,
-            };
-            let output = model.forward_packed(&input, &options);
-            let logprobs = model.token_logprobs(&output.hidden, &rows, &targets, 0.9, None);
-            // Weights of both signs, as advantages are.
-            let weights = Tensor::arange(rows.size()[0], (Kind::Float, device)).cos();
-            let mut loss = (logprobs * weights).sum(Kind::Float);
-            for indexer_loss in &output.indexer_losses {
-                loss += indexer_loss.to_kind(Kind::Float);
-            }
-            loss.backward();
-            model.settle_gradients();
-            (output.routing, output.selected, take_gradients(&model))
-        };
-        let (routing, selected, expected) = run(Kind::Float, Routing::Record, Selection::Record);
-        let (_, _, found) = run(
-            Kind::BFloat16,
-            routing.map_or(Routing::Free, Routing::Replay),
-            selected.map_or(Selection::Free, Selection::Replay),
-        );
-        let (mut squares, mut of_errors, mut worst) = (0.0, 0.0, (0.0, String::new()));
-        for ((name, _, found), (_, _, expected)) in found.iter().zip(&expected) {
-            let (Some(found), Some(expected)) = (found, expected) else {
-                assert!(found.is_none() && expected.is_none(), "{what}: {name}");
-                continue;
-            };
-            let norm = expected.norm().double_value(&[]);
-            let error = (found - expected).norm().double_value(&[]);
-            assert!(norm > 0.0, "{what}: {name} proves nothing");
-            squares += norm * norm;
-            of_errors += error * error;
-            if error / norm > worst.0 {
-                worst = (error / norm, name.clone());
-            }
-        }
-        let of_all = (of_errors / squares).sqrt();
-        eprintln!("{what}: {of_all:.4} of all, {:.4} of {}", worst.0, worst.1);
-        assert!(of_all <= LIMIT_OF_ALL, "{what}: {of_all}");
-        assert!(worst.0 <= LIMIT, "{what}: {worst:?}");
+        let (eager, worst_eager) = errors(&config, Device::Cpu);
+        eprintln!("{what}, libtorch: {eager:.4} of all, {worst_eager:.4?}");
+        assert!(eager <= LIMIT_ON_A_CPU, "{what}: {eager}");
+        let Some(device) = device else { continue };
+        let (found, worst) = errors(&config, device);
+        eprintln!("{what}, kernels: {found:.4} of all, {worst:.4?}");
+        assert!(found <= SHARE * eager, "{what}: {found}, {eager}");
+        assert!(worst.0 <= SHARE * worst_eager.0, "{what}: {worst:?}");
     }
 }
