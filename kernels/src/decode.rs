@@ -8,6 +8,7 @@ pub mod experts;
 pub mod rows;
 pub mod sampling;
 pub mod selftest;
+pub mod small_products;
 
 use tch::Tensor;
 

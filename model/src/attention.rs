@@ -258,14 +258,15 @@ impl AttentionLayer {
         }
     }
 
-    /// Puts a decode step on the recorder's queue: `h` to `y`.
+    /// Puts a decode step on the recorder's queue: `h` to `y`, or with the norm's weight and epsilon `x` to itself.
     pub(crate) fn record(
         &self,
         step: &StepRecorder,
         cache: &LayerCache,
+        norm: Option<(&Tensor, f64)>,
     ) -> Result<(), KernelError> {
         match &self.family {
-            Family::Gqa(main) => main.record(step, cache),
+            Family::Gqa(main) => main.record(step, cache, norm),
             Family::Mla(_) => panic!("latent attention is not recorded"),
         }
     }

@@ -16,6 +16,7 @@ use std::ops::{Deref, DerefMut};
 use kernels::cuda::{Queue, StepGraph};
 use kernels::decode::attention::{Heads, Rope};
 use kernels::decode::sampling::{self, Rows};
+use kernels::decode::small_products::{Epilogue, Shape};
 use kernels::tch::{self, Device, Kind, Tensor};
 use kernels::{KernelError, decode};
 
@@ -121,6 +122,8 @@ pub(crate) struct StepRecorder<'a> {
     pub(crate) table: Tensor,
     /// Tokens of a page.
     pub(crate) page: i64,
+    /// Whether norms and residual sums are part of the products, as they are for few rows.
+    pub(crate) has_small_products: bool,
     /// Residual stream, `[N, hidden]`.
     pub(crate) x: Tensor,
     /// Normed input of a block, `[N, hidden]`.
@@ -328,6 +331,14 @@ impl GraphDecoder {
         let routing_words = (rows * routing_width(config)).div_ceil(2);
         let width = cache.place().1;
         let sizes = [(4 + width) * rows, 3 * rows + routing_words];
+        let shapes = small_products(config, n);
+        let has_small_products =
+            config.moe.is_none() && shapes.iter().all(|shape| shape.is_supported(&self.queue));
+        if has_small_products {
+            shapes
+                .iter()
+                .try_for_each(|shape| shape.prepare(&self.queue))?;
+        }
         StepGraph::record(&self.queue, sizes, |input, output| {
             let draws = input.narrow(0, 0, 2 * n).view_dtype(Kind::Double);
             let tokens = input.narrow(0, 2 * n, n);
@@ -346,6 +357,7 @@ impl GraphDecoder {
                 positions: input.narrow(0, 3 * n, n),
                 table: input.narrow(0, 4 * n, n * width as i64).view([n, -1]),
                 page: cache.pages.page_tokens() as i64,
+                has_small_products,
                 x: shaped(&buffers.x, &[n, hidden]),
                 h: shaped(&buffers.h, &[n, hidden]),
                 y: shaped(&buffers.y, &[n, hidden]),
@@ -467,6 +479,24 @@ fn heads(config: &ModelConfig) -> Heads {
         keys: config.num_key_value_heads as i64,
         dim: config.head_dim as i64,
     }
+}
+
+/// The products of a layer with a dense feed-forward, for `rows` rows.
+fn small_products(config: &ModelConfig, rows: i64) -> [Shape; 4] {
+    let hidden = config.hidden_size;
+    let attended = config.num_attention_heads * config.head_dim;
+    let shape = |inner: usize, is_normed, epilogue| Shape {
+        rows,
+        inner: inner as i64,
+        is_normed,
+        epilogue,
+    };
+    [
+        shape(hidden, true, Epilogue::Plain),
+        shape(attended, false, Epilogue::Added),
+        shape(hidden, true, Epilogue::Gated),
+        shape(config.intermediate_size, false, Epilogue::Added),
+    ]
 }
 
 /// Layers with experts, and experts a token.

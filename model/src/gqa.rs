@@ -6,6 +6,7 @@
 //! The softmax over a pack is in [`crate::attention`].
 
 use kernels::decode::attention::Cache;
+use kernels::decode::small_products::{Epilogue, small_product};
 use kernels::fused::rope::{RotatedHeads, rope_and_gather};
 use kernels::fused::varlen;
 use kernels::tch::Tensor;
@@ -132,6 +133,7 @@ impl GroupedQueryAttention {
         &self,
         step: &StepRecorder,
         cache: &LayerCache,
+        norm: Option<(&Tensor, f64)>,
     ) -> Result<(), KernelError> {
         let qkv = self.qkv.as_ref().expect("a stack in bf16");
         let (k, v) = heads_of(cache);
@@ -142,7 +144,17 @@ impl GroupedQueryAttention {
             table: &step.table,
             page: step.page,
         };
-        queue.product(&step.h, &qkv.weight, &step.qkv)?;
+        match norm {
+            Some(_) => small_product(
+                queue,
+                &step.x,
+                &qkv.weight,
+                norm,
+                Epilogue::Plain,
+                &step.qkv,
+            )?,
+            None => queue.product(&step.h, &qkv.weight, &step.qkv)?,
+        }
         let bias = qkv.bias.as_ref();
         decode::attention::rope_and_cache(
             queue,
@@ -155,7 +167,11 @@ impl GroupedQueryAttention {
         )?;
         let (scale, out) = (self.softmax_scale, &step.attended);
         decode::attention::attend(queue, heads, &step.qkv, &step.positions, cache, scale, out)?;
-        queue.product(out, &self.o_proj.weight(), &step.y)
+        let weight = self.o_proj.weight();
+        match norm {
+            Some(_) => small_product(queue, out, &weight, None, Epilogue::Added, &step.x),
+            None => queue.product(out, &weight, &step.y),
+        }
     }
 }
 

@@ -181,12 +181,18 @@ impl Layer {
         cache: &LayerCache,
         is_first: bool,
     ) -> Result<(), KernelError> {
+        if let (true, FeedForward::Dense(mlp)) = (step.has_small_products, &self.feed_forward) {
+            let (weight, eps) = self.input_norm.weight_and_epsilon();
+            self.attention.record(step, cache, Some((&weight, eps)))?;
+            let (weight, eps) = self.post_attention_norm.weight_and_epsilon();
+            return mlp.record(step, Some((&weight, eps)));
+        }
         self.input_norm
             .record(step, (!is_first).then_some(&step.y))?;
-        self.attention.record(step, cache)?;
+        self.attention.record(step, cache, None)?;
         self.post_attention_norm.record(step, Some(&step.y))?;
         match &self.feed_forward {
-            FeedForward::Dense(mlp) => mlp.record(step),
+            FeedForward::Dense(mlp) => mlp.record(step, None),
             FeedForward::Moe(moe) => moe.record(step),
         }
     }

@@ -1,5 +1,6 @@
 //! SwiGLU feed-forward: down( silu(gate x) * up x ).
 
+use kernels::decode::small_products::{Epilogue, small_product};
 use kernels::tch::Tensor;
 use kernels::{KernelError, decode, fused};
 
@@ -70,14 +71,23 @@ impl Mlp {
     }
 
     /// Puts a decode step on the recorder's queue: `h` to `y`.
-    pub(crate) fn record(&self, step: &StepRecorder) -> Result<(), KernelError> {
+    pub(crate) fn record(
+        &self,
+        step: &StepRecorder,
+        norm: Option<(&Tensor, f64)>,
+    ) -> Result<(), KernelError> {
         let width = self.down.weight().size()[1];
         let gate_up = self.gate_up.as_ref().expect("a stack in bf16");
         let (both, inner) = step.feed_forward(1, width);
         let (both, inner) = (both.get(0), inner.get(0));
-        step.queue.product(&step.h, gate_up, &both)?;
-        decode::rows::swiglu(step.queue, &both, &inner)?;
-        step.queue.product(&inner, &self.down.weight(), &step.y)
+        let (queue, down) = (step.queue, self.down.weight());
+        if norm.is_some() {
+            small_product(queue, &step.x, gate_up, norm, Epilogue::Gated, &inner)?;
+            return small_product(queue, &inner, &down, None, Epilogue::Added, &step.x);
+        }
+        queue.product(&step.h, gate_up, &both)?;
+        decode::rows::swiglu(queue, &both, &inner)?;
+        queue.product(&inner, &down, &step.y)
     }
 
     pub(crate) fn parameters(&self) -> [&Parameter; 3] {

@@ -47,6 +47,11 @@ impl RmsNorm {
         decode::rows::add_rms_norm(step.queue, &step.x, y, &weight, self.eps, &step.h)
     }
 
+    /// Weight and epsilon, for a product that normalises its input itself.
+    pub(crate) fn weight_and_epsilon(&self) -> (Tensor, f64) {
+        (self.weight.weight(), self.eps)
+    }
+
     pub(crate) fn parameter(&self) -> &Parameter {
         &self.weight
     }

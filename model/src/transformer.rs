@@ -333,7 +333,9 @@ impl Transformer {
         for (index, (layer, layer_cache)) in self.layers.iter().zip(&cache.layers).enumerate() {
             layer.record(step, layer_cache, index == 0)?;
         }
-        self.norm.record(step, Some(&step.y))?;
+        // Products of few rows have added up the residual stream themselves.
+        let y = (!step.has_small_products).then_some(&step.y);
+        self.norm.record(step, y)?;
         let head = self.lm_head.as_ref().unwrap_or(&self.embed_tokens);
         step.queue.product(&step.h, &head.weight(), logits)
     }

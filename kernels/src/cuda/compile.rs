@@ -53,14 +53,22 @@ pub const DENSE_HEAD_SUMS: Source = source!("dense_head_sums.cu");
 /// A learner's rows to experts and back.
 pub const DISPATCH: Source = source!("dispatch.cu");
 
+/// A decode step's products of few rows; needs `INNER`, `ROWS`, `COLUMNS`, `NORMED` and `EPILOGUE`.
+pub const SMALL_PRODUCTS: Source = source!("small_products.cu");
+
 /// Every source but [`DSA_LATENT_SM90`], with the constants that a test compiles it for.
-pub const ALL: [(&Source, &[Constant]); 10] = [
+pub const ALL: [(&Source, &[Constant]); 12] = [
     (&ROWS, &[]),
     (&ATTENTION, &[("HEAD_DIM", 64), ("GROUP", 3)]),
     (&EXPERTS, &[]),
     (&SAMPLING, &[]),
     (&FUSED, &[("EIGHTS", 3), ("HEAD_DIM", 64)]),
     (&DISPATCH, &[]),
+    (&SMALL_PRODUCTS, &[]),
+    (
+        &SMALL_PRODUCTS,
+        &[("COLUMNS", 32), ("NORMED", 1), ("EPILOGUE", 2)],
+    ),
     (&DSA_ATTENTION, &[]),
     (
         &DSA_ATTENTION,

@@ -5,6 +5,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::attention::{self, Cache, Heads, Rope};
 use super::experts::{self, Gating};
+use super::small_products::{Epilogue, Shape, small_product, small_product_reference};
 use super::{rows, sampling};
 use crate::cuda::Queue;
 use crate::error::KernelError;
@@ -66,6 +67,15 @@ pub fn run(device: Device, seed: i64) -> Result<Vec<Outcome>, KernelError> {
     }
     for (batch, width, experts, top_k) in [(5, 576, 4, 2), (3, 64, 64, 8), (2, 128, 256, 1)] {
         test.experts(batch, [width, experts, top_k])?;
+    }
+    for (batch, inner, columns) in [
+        (1, 64, 40),
+        (7, 576, 960),
+        (32, 576, 1536),
+        (32, 1536, 576),
+        (17, 2048, 104),
+    ] {
+        test.small_products(batch, inner, columns)?;
     }
     for (batch, vocab) in [(3, 264), (16, 49_152), (2, 151_936)] {
         test.sampling(batch, vocab)?;
@@ -152,6 +162,47 @@ impl Test<'_> {
                 Ok(vec![out])
             },
         )
+    }
+
+    fn small_products(&mut self, batch: i64, inner: i64, columns: i64) -> Result<(), KernelError> {
+        let (queue, device) = (self.queue, self.device);
+        let x = self.random(&[batch, inner]);
+        let norm_weight = self.random(&[inner]);
+        let before = self.random(&[batch, columns]);
+        for (epilogue, rows) in [
+            (Epilogue::Plain, columns),
+            (Epilogue::Added, columns),
+            (Epilogue::Gated, 2 * columns),
+        ] {
+            let weight = self.random(&[rows, inner]) * (inner as f64).powf(-0.5);
+            for norm in [None, Some((&norm_weight, 1e-5))] {
+                let shape = Shape {
+                    rows: batch,
+                    inner,
+                    is_normed: norm.is_some(),
+                    epilogue,
+                };
+                if !shape.is_supported(queue) {
+                    continue;
+                }
+                let reference = [small_product_reference(
+                    &x, &weight, norm, epilogue, &before,
+                )];
+                let name = format!("product of few rows {shape:?} to {columns}");
+                self.check(name, BF16_LIMIT, &reference, || {
+                    let out = match epilogue {
+                        Epilogue::Added => before.copy(),
+                        Epilogue::Plain | Epilogue::Gated => {
+                            poison(&[batch, columns], Kind::BFloat16, device)
+                        }
+                    };
+                    queue.follow_default_stream()?;
+                    small_product(queue, &x, &weight, norm, epilogue, &out)?;
+                    Ok(vec![out])
+                })?;
+            }
+        }
+        Ok(())
     }
 
     /// The last row is padding, the first has no past. Pages lie in any order; entries that are not read lead nowhere.
