@@ -9,6 +9,7 @@
 pub mod attention;
 pub mod dense;
 pub mod indexer;
+pub mod selftest;
 
 #[cfg(test)]
 mod tests;

@@ -335,7 +335,7 @@ impl Test {
 }
 
 /// Frees memory full of NaN in the sizes of `results`, so that an allocation of such a size gets it.
-fn poison_freed_memory(results: &[Tensor]) {
+pub(crate) fn poison_freed_memory(results: &[Tensor]) {
     for kind in [Kind::BFloat16, Kind::Float] {
         let poisoned = results.iter().flat_map(|result| {
             [(); 4].map(|()| Tensor::full(result.size(), f64::NAN, (kind, result.device())))

@@ -2,9 +2,9 @@
 
 use clap::ValueEnum;
 use kernels::decode::selftest::{self, Outcome};
-use kernels::fused;
 use kernels::runtime::{self, Cuda};
 use kernels::tch::Device;
+use kernels::{dsa, fused};
 
 use super::{Failure, logging, output};
 
@@ -42,8 +42,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     };
     let decoding = selftest::run(runtime.device, args.seed);
     let learning = || fused::selftest::run(runtime.device, args.seed);
+    let sparse = || dsa::gpu::selftest::run(runtime.device, args.seed);
     let outcomes = decoding
-        .and_then(|decoding| Ok([decoding, learning()?].concat()))
+        .and_then(|decoding| Ok([decoding, learning()?, sparse()?].concat()))
         .map_err(|error| Failure::running(error.to_string()))?;
     for outcome in &outcomes {
         if !output::print_line(&line(outcome))? {
