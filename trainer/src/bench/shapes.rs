@@ -73,7 +73,7 @@ pub fn deepseek_v32_layer() -> ModelConfig {
     }
 }
 
-/// The attention of one layer of DeepSeek-V3.2 at its full widths, with a small feed-forward and vocabulary.
+/// One layer of DeepSeek-V3.2 with attention at its full widths, but small experts and a small vocabulary.
 pub fn deepseek_v32_attention() -> ModelConfig {
     ModelConfig {
         hidden_size: 7168,
@@ -89,7 +89,6 @@ pub fn deepseek_v32_attention() -> ModelConfig {
             v_head_dim: 128,
             rope_interleave: true,
         }),
-        moe: None,
         dsa: Some(DsaConfig::new(64, 128, 2048)),
         ..deepseek_v32_layer()
     }
