@@ -73,7 +73,8 @@ pub fn deepseek_v32_layer() -> ModelConfig {
     }
 }
 
-/// One layer of DeepSeek-V3.2 with attention at its full widths, but small experts and a small vocabulary.
+/// The attention of one layer of DeepSeek-V3.2 at its full widths, with a small dense feed-forward and vocabulary: no
+/// checkpoint of that model type is without experts, but nothing is saved here.
 pub fn deepseek_v32_attention() -> ModelConfig {
     ModelConfig {
         hidden_size: 7168,
@@ -89,6 +90,7 @@ pub fn deepseek_v32_attention() -> ModelConfig {
             v_head_dim: 128,
             rope_interleave: true,
         }),
+        moe: None,
         dsa: Some(DsaConfig::new(64, 128, 2048)),
         ..deepseek_v32_layer()
     }
@@ -100,14 +102,12 @@ mod tests {
 
     #[test]
     fn every_shape_is_sound() {
-        for name in [
-            "smollm2-135m",
-            "deepseek-v32-layer",
-            "deepseek-v32-attention",
-        ] {
+        for name in ["smollm2-135m", "deepseek-v32-layer"] {
             let config = named(name).expect("a known name");
             assert_eq!(config.problems(), Vec::<String>::new(), "{name}");
         }
+        let attention = named("deepseek-v32-attention").expect("a known name");
+        assert_eq!(attention.problems(), ["model_type deepseek_v32 needs moe"]);
         assert_eq!(named("models/smollm2-135m"), None);
     }
 }
