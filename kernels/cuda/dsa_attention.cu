@@ -1,5 +1,5 @@
 // Attention of each query over the keys selected for it, forward and backward; contracts and references are in
-// src/dsa/fused.rs. The heads of a query that share a key head are the rows of matrix products (ROWS of them at a time,
+// src/dsa/gpu/attention.rs. The heads of a query that share a key head are the rows of matrix products (ROWS of them at a time,
 // 16, 32 or 64), its selected keys the columns: they are gathered into shared memory, and no score leaves the card's
 // registers. Warps divide the keys of a block among them for scores, and the width of values for outputs.
 #include "dsa_tiles.cuh"

@@ -1,5 +1,5 @@
 // The lightning indexer on the card: scores, exact selection of the highest, and the loss on the selected keys with its
-// gradient. Contracts and references are in src/dsa/fused_indexer.rs.
+// gradient. Contracts and references are in src/dsa/gpu/indexer.rs.
 #include "dsa_tiles.cuh"
 
 // Indexer heads, at most 64, and their width, a multiple of 16.

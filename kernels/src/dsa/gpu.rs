@@ -4,7 +4,7 @@
 //! compute capability 8.0 or later with enough shared memory: products of bf16 with f32 sums on tensor cores,
 //! softmaxes in f32, probabilities and the gradients of scores rounded to bf16 where they enter a product.
 //! Nothing of the size of queries x selected keys x width, nor of heads x queries x keys, is written to memory.
-//! Gradients of keys are added up by atomics, in no fixed order; everything else gives the same bits each time.
+//! [`selftest`] compares them with their references. Gradients of keys are added up by atomics, in no fixed order; everything else gives the same bits each time.
 
 pub mod attention;
 pub mod dense;
