@@ -39,7 +39,9 @@ pub use config::{
     DsaConfig, IndexerQuantization, MlaConfig, ModelConfig, ModelType, MoeConfig, ScaleFormat,
     ScoringFunc, YarnConfig,
 };
-pub use decode_graph::{DecodedStep, GraphDecoder, GraphSampling, LentDecoder};
+pub use decode_graph::{
+    DecodedStep, GraphDecoder, GraphSampling, LaunchedStep, LentDecoder, StepToken,
+};
 pub use input::{Document, PackedInput};
 pub use kv_cache::{CacheShape, KvCache};
 pub use logprobs::KeptTokens;

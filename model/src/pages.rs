@@ -169,6 +169,17 @@ impl Pages {
         true
     }
 
+    /// Whether each of the slots `0..batch` can take one more token without a copy of a page that it shares.
+    pub fn grow_alone(&self, batch: usize) -> bool {
+        let next_page = |slot: usize| {
+            let held = &self.slots[slot];
+            held.table.get(held.len / self.page_tokens)
+        };
+        let num_wanted = (0..batch).filter(|&slot| next_page(slot).is_none()).count();
+        let mut next_pages = (0..batch).filter_map(next_page);
+        num_wanted <= self.free.len() && next_pages.all(|&page| self.holders[page as usize] == 1)
+    }
+
     /// Counts the token that was written to the room that [`Pages::make_room`] made.
     pub fn push(&mut self, slot: usize) {
         self.slots[slot].len += 1;
@@ -339,5 +350,20 @@ mod tests {
         assert_eq!(pages.take_copies(), [(1, 2)]);
         pages.release(held);
         check(&pages, &[]);
+    }
+
+    #[test]
+    fn sequences_grow_alone_unless_they_share_the_page_or_none_is_free() {
+        let mut pages = Pages::new(2, 3, 4);
+        assert!(pages.begin(0, 3));
+        assert!(pages.grow_alone(1));
+        let held = pages.hold(0, 3);
+        assert!(!pages.grow_alone(1), "a sibling may come");
+        pages.release(held);
+        pages.push(0);
+        assert!(pages.begin(1, 4));
+        assert_eq!(pages.num_free(), 1);
+        assert!(pages.grow_alone(1), "its next page is free");
+        assert!(!pages.grow_alone(2), "one page for two");
     }
 }

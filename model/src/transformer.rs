@@ -329,7 +329,8 @@ impl Transformer {
         tokens: &Tensor,
         logits: &Tensor,
     ) -> Result<(), KernelError> {
-        decode::rows::embed(step.queue, &self.embed_tokens.weight(), tokens, &step.x)?;
+        let table = self.embed_tokens.weight();
+        decode::rows::embed(step.queue, &table, tokens, &step.drawn, &step.x)?;
         for (index, (layer, layer_cache)) in self.layers.iter().zip(&cache.layers).enumerate() {
             layer.record(step, layer_cache, index == 0)?;
         }

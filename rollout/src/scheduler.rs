@@ -172,6 +172,25 @@ impl Scheduler {
         pages.clear(slot);
     }
 
+    /// Ends the sequence of `id`, which is live.
+    pub fn finish_sample(&mut self, id: SampleId, pages: &mut Pages) {
+        let is_its = |live: &Option<Live>| live.is_some_and(|live| live.id == id);
+        let slot = self.slots.iter().position(is_its);
+        self.finish(slot.expect("it is live"), pages);
+    }
+
+    /// The live sequences, now in the slots from 0, where the next step is sure to decode them all and no page has to
+    /// be copied for that; `None` otherwise.
+    pub fn steady_live(&mut self, pages: &mut Pages) -> Option<usize> {
+        let has_free_slot = self.slots.iter().any(Option::is_none);
+        if has_free_slot && !self.waiting.is_empty() {
+            return None;
+        }
+        self.close_gaps(pages);
+        let num_live = self.num_live();
+        pages.grow_alone(num_live).then_some(num_live)
+    }
+
     /// Whether samples of `request` wait that have not begun.
     pub fn is_waiting(&self, request: usize) -> bool {
         self.num_fresh.contains_key(&request)
@@ -192,7 +211,8 @@ impl Scheduler {
         std::mem::take(&mut self.num_preempted)
     }
 
-    fn num_live(&self) -> usize {
+    /// Live sequences.
+    pub fn num_live(&self) -> usize {
         self.slots.iter().flatten().count()
     }
 
