@@ -1,0 +1,188 @@
+//! Slots: a number that only one jail of the machine holds at a time, with a user id (for root) and
+//! a control group of its own. Held by a lock on a file that is removed at the end.
+
+use rustix::fs::{FlockOperation, flock};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::SandboxError;
+use crate::error::While;
+
+/// User and group id of slot 0; no system hands these out by default.
+pub(crate) const FIRST_ID: u32 = 200_000;
+/// Jails that may live at once on a machine.
+pub(crate) const NUM_SLOTS: u32 = 512;
+
+/// Where slots are kept, and whether they have user ids of their own.
+#[derive(Clone, Debug)]
+pub(crate) struct SlotHome {
+    pub(crate) dir: PathBuf,
+    pub(crate) is_root: bool,
+}
+
+impl SlotHome {
+    /// The folder of this user.
+    pub(crate) fn of_user() -> Self {
+        let uid = nix::unistd::geteuid();
+        let dir = if uid.is_root() {
+            PathBuf::from("/run/baleen-sandbox")
+        } else {
+            std::env::temp_dir().join(format!("baleen-sandbox-{uid}"))
+        };
+        Self {
+            dir,
+            is_root: uid.is_root(),
+        }
+    }
+
+    /// Makes the folder, or checks that an existing one is this user's alone to write.
+    pub(crate) fn prepare(&self) -> Result<(), SandboxError> {
+        // Root's slots have other user ids, which must reach their own folders in it.
+        let mode = if self.is_root { 0o711 } else { 0o700 };
+        let shown = self.dir.display();
+        match DirBuilder::new().mode(mode).create(&self.dir) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                return Err(SandboxError::infra(format!("make {shown}"), error));
+            }
+            _ => {}
+        }
+        let found = fs::symlink_metadata(&self.dir).while_trying(format!("look at {shown}"))?;
+        let own = found.uid() == nix::unistd::geteuid().as_raw();
+        if !found.is_dir() || !own || found.mode() & 0o022 != 0 {
+            return Err(SandboxError::infra(
+                format!("use {shown}"),
+                "it is not a folder that only this user may write; remove it",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Takes the first free slot.
+    pub(crate) fn take(&self) -> Result<Slot, SandboxError> {
+        for index in 0..NUM_SLOTS {
+            if let Some(lock) = self.try_lock(index)? {
+                return Ok(Slot {
+                    home: self.clone(),
+                    index,
+                    lock: Some(lock),
+                });
+            }
+        }
+        Err(SandboxError::Capacity { slots: NUM_SLOTS })
+    }
+
+    fn try_lock(&self, index: u32) -> Result<Option<File>, SandboxError> {
+        let path = self.lock_path(index);
+        let failed = || format!("lock {}", path.display());
+        loop {
+            let opened = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(&path);
+            let file = match opened {
+                // The last jail of another process may just have removed the folder.
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    self.prepare()?;
+                    continue;
+                }
+                other => other.while_trying(failed())?,
+            };
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+                other => other.while_trying(failed())?,
+            }
+            // Between opening and locking the holder may have removed the file: then this lock is
+            // on a file that nobody else will see.
+            let locked = file.metadata().while_trying(failed())?.ino();
+            if fs::metadata(&path).is_ok_and(|named| named.ino() == locked) {
+                return Ok(Some(file));
+            }
+        }
+    }
+
+    fn lock_path(&self, index: u32) -> PathBuf {
+        self.dir.join(format!("slot-{index}.lock"))
+    }
+}
+
+/// A slot that this process holds.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    home: SlotHome,
+    pub(crate) index: u32,
+    lock: Option<File>,
+}
+
+impl Slot {
+    /// User and group id of its own; none where the harness is not root.
+    pub(crate) fn id(&self) -> Option<u32> {
+        self.home.is_root.then_some(FIRST_ID + self.index)
+    }
+
+    /// The lite backend's working folder.
+    pub(crate) fn work_dir(&self) -> PathBuf {
+        self.home.dir.join(format!("slot-{}", self.index))
+    }
+
+    /// Makes the working folder afresh, owned by the slot.
+    pub(crate) fn make_work_dir(&self) -> Result<PathBuf, SandboxError> {
+        let dir = self.work_dir();
+        let shown = dir.display();
+        crate::tree::remove(&dir).while_trying(format!("clear {shown}"))?;
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&dir)
+            .while_trying(format!("make {shown}"))?;
+        if let Some(id) = self.id() {
+            std::os::unix::fs::chown(&dir, Some(id), Some(id))
+                .while_trying(format!("give {shown} to the slot"))?;
+        }
+        Ok(dir)
+    }
+
+    /// Keeps the slot locked as long as this process lives: something in it would not die.
+    pub(crate) fn quarantine(mut self) {
+        if let Some(lock) = self.lock.take() {
+            std::mem::forget(lock);
+        }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if self.lock.is_some() {
+            // Removed while still locked, so that nobody locks a file that then loses its name.
+            let _ = fs::remove_file(self.home.lock_path(self.index));
+            remove_if_empty(&self.home.dir);
+        }
+    }
+}
+
+fn remove_if_empty(dir: &Path) {
+    let _ = fs::remove_dir(dir);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_held_once_and_leaves_nothing() {
+        let parent = tempfile::tempdir().unwrap();
+        let home = SlotHome {
+            dir: parent.path().join("slots"),
+            is_root: false,
+        };
+        let first = home.take().unwrap();
+        let second = home.take().unwrap();
+        assert_eq!((first.index, second.index), (0, 1));
+        drop(first);
+        assert_eq!(home.take().unwrap().index, 0);
+        drop(second);
+        assert!(!home.dir.exists());
+    }
+}
