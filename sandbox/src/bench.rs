@@ -1,6 +1,7 @@
 //! `baleen-sandbox bench`: what a jail costs, and whether many at once leave anything behind.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::SandboxError;
@@ -31,11 +32,18 @@ impl Held {
     }
 }
 
-/// Groups of all hierarchies together, by the kernel's own count.
+/// Control groups that exist, in all hierarchies. (The kernel's own count includes removed ones whose
+/// memory it has not yet taken back.)
 fn num_cgroups() -> usize {
-    let table = fs::read_to_string("/proc/cgroups").unwrap_or_default();
-    let counts = table.lines().filter_map(|line| line.split('\t').nth(2));
-    counts.filter_map(|count| count.parse::<usize>().ok()).sum()
+    let mut pending = vec![PathBuf::from("/sys/fs/cgroup")];
+    let mut num_dirs = 0;
+    while let Some(dir) = pending.pop() {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        let inner = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        pending.extend(inner.map(|entry| entry.path()));
+        num_dirs += 1;
+    }
+    num_dirs
 }
 
 fn percentile(sorted: &[Duration], share: f64) -> f64 {
