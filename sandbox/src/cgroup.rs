@@ -11,6 +11,9 @@ use crate::SandboxError;
 use crate::error::While;
 use crate::spec::Limits;
 
+/// For the last processes of a killed harness's jail to die.
+const LEFTOVER_TIME: Duration = Duration::from_secs(2);
+
 /// Folders in which a jail's groups can be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum CgroupHome {
@@ -78,7 +81,7 @@ fn mount_point(mounts: &str, fits: impl Fn(&str, &str) -> bool) -> Option<PathBu
 }
 
 /// Path of this process's group among the lines `number:controllers:path`.
-fn own_path<'a>(own: &'a str, fits: impl Fn(&str) -> bool) -> Option<&'a str> {
+fn own_path(own: &str, fits: impl Fn(&str) -> bool) -> Option<&str> {
     own.lines().find_map(|line| {
         let mut fields = line.splitn(3, ':').skip(1);
         fits(fields.next()?).then(|| fields.next())?
@@ -107,7 +110,7 @@ fn v2_candidates(mounts: &str, own: &str) -> Vec<PathBuf> {
     dirs
 }
 
-/// The group of one jail. Removed by [`Cgroup::remove`].
+/// The group of one jail, removed when dropped.
 #[derive(Debug)]
 pub(crate) struct Cgroup {
     home: CgroupHome,
@@ -121,23 +124,36 @@ impl Cgroup {
         slot: u32,
         limits: &Limits,
     ) -> Result<Self, SandboxError> {
-        let user = nix::unistd::geteuid();
-        let group = Self {
-            home: home.clone(),
-            name: format!("baleen-sandbox-{user}-{slot}"),
-        };
+        let group = Self::of_slot(home, slot);
         for dir in group.dirs() {
             let failed = || format!("make control group {}", dir.display());
             // A harness that was killed may have left it: the slot is ours, so it holds nothing.
-            if dir.exists() {
-                fs::remove_dir(&dir).while_trying(failed())?;
+            let deadline = Instant::now() + LEFTOVER_TIME;
+            while dir.exists() {
+                match fs::remove_dir(&dir) {
+                    Err(error) if Instant::now() > deadline => {
+                        return Err(SandboxError::infra(failed(), error));
+                    }
+                    _ => std::thread::sleep(Duration::from_millis(1)),
+                }
             }
             fs::create_dir(&dir).while_trying(failed())?;
         }
-        group.limit(limits).inspect_err(|_| {
-            let _ = group.remove();
-        })?;
+        group.limit(limits)?;
         Ok(group)
+    }
+
+    /// Removes what a killed harness left of a slot, if anything.
+    pub(crate) fn remove_leftover(home: &CgroupHome, slot: u32) {
+        drop(Self::of_slot(home, slot));
+    }
+
+    fn of_slot(home: &CgroupHome, slot: u32) -> Self {
+        let user = nix::unistd::geteuid();
+        Self {
+            home: home.clone(),
+            name: format!("baleen-sandbox-{user}-{slot}"),
+        }
     }
 
     fn limit(&self, limits: &Limits) -> Result<(), SandboxError> {
@@ -282,6 +298,12 @@ impl Cgroup {
             fs::remove_dir(dir).while_trying(format!("remove {}", dir.display()))?;
         }
         Ok(())
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = self.remove();
     }
 }
 

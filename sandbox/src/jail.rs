@@ -149,7 +149,10 @@ impl Jail {
                 wire::MESSAGE_BYTES
             )));
         }
-        jail.order(&Order::Supervise { backend, slot_id }, None)?;
+        let first = Order::Supervise { backend, slot_id };
+        let lock = jail.slot.as_ref().and_then(Slot::lock);
+        let sent = wire::send(&jail.control, &first, lock);
+        jail.told_or(sent, "give the supervisor its order")?;
         jail.order(&order, Some(stdin_read.as_fd()))?;
         drop(stdin_read);
         jail.await_ready()?;

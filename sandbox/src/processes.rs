@@ -12,6 +12,7 @@ pub(crate) struct Process {
     pub(crate) pid: i32,
     parent: i32,
     stopped: bool,
+    dead: bool,
     pub(crate) cpu_ticks: u64,
     pub(crate) num_threads: u64,
     pub(crate) resident_pages: u64,
@@ -26,6 +27,7 @@ fn parse_stat(text: &str) -> Option<Process> {
         pid,
         parent: fields.get(1)?.parse().ok()?,
         stopped: matches!(*fields.first()?, "T" | "t" | "Z" | "X"),
+        dead: matches!(*fields.first()?, "Z" | "X"),
         cpu_ticks: number(11)? + number(12)?,
         num_threads: number(17)?,
         resident_pages: number(21)?,
@@ -89,9 +91,12 @@ pub(crate) fn num_tasks_of_own_user() -> u64 {
         .sum()
 }
 
-/// Whether any process belongs to the user.
+/// Whether any process belongs to the user. The dead that nobody has collected yet do not count.
 pub(crate) fn user_has_processes(uid: u32) -> bool {
-    numbered().any(|pid| fs::metadata(format!("/proc/{pid}")).is_ok_and(|data| data.uid() == uid))
+    numbered()
+        .filter(|pid| fs::metadata(format!("/proc/{pid}")).is_ok_and(|data| data.uid() == uid))
+        .filter_map(|pid| parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?))
+        .any(|process| !process.dead)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::SandboxError;
-use crate::cgroup::CgroupHome;
+use crate::cgroup::{Cgroup, CgroupHome};
 use crate::error::While;
 use crate::jail::Jail;
 use crate::outcome::{FileOut, Outcome};
@@ -105,11 +105,19 @@ impl Sandbox {
     pub(crate) fn untested(launcher: &Path, backend: Backend) -> Result<Self, SandboxError> {
         let slots = SlotHome::of_user();
         slots.prepare()?;
+        let cgroups = CgroupHome::find().ok();
+        for slot in slots.stale() {
+            // What cannot be removed yet is removed by the slot's next jail.
+            let _ = crate::tree::remove(&slot.work_dir());
+            if let Some(home) = &cgroups {
+                Cgroup::remove_leftover(home, slot.index);
+            }
+        }
         Ok(Self {
             launcher: launcher.to_path_buf(),
             backend,
             slots,
-            cgroups: CgroupHome::find().ok(),
+            cgroups,
         })
     }
 

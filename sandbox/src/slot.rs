@@ -4,6 +4,7 @@
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::ErrorKind;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -73,6 +74,29 @@ impl SlotHome {
         Err(SandboxError::Capacity { slots: NUM_SLOTS })
     }
 
+    /// Slots of harnesses that were killed, now held by this process, to be cleaned and dropped.
+    pub(crate) fn stale(&self) -> Vec<Slot> {
+        let Ok(entries) = fs::read_dir(&self.dir) else {
+            return Vec::new();
+        };
+        let index_of = |name: &str| {
+            name.strip_prefix("slot-")?
+                .strip_suffix(".lock")?
+                .parse()
+                .ok()
+        };
+        entries
+            .filter_map(|entry| index_of(entry.ok()?.file_name().to_str()?))
+            .filter_map(|index| {
+                Some(Slot {
+                    home: self.clone(),
+                    index,
+                    lock: Some(self.try_lock(index).ok()??),
+                })
+            })
+            .collect()
+    }
+
     fn try_lock(&self, index: u32) -> Result<Option<File>, SandboxError> {
         let path = self.lock_path(index);
         let failed = || format!("lock {}", path.display());
@@ -121,6 +145,12 @@ impl Slot {
     /// User and group id of its own; none where the harness is not root.
     pub(crate) fn id(&self) -> Option<u32> {
         self.home.is_root.then_some(FIRST_ID + self.index)
+    }
+
+    /// The lock, for the supervisor to share: the slot stays taken until it has ended, even when
+    /// this process is killed.
+    pub(crate) fn lock(&self) -> Option<BorrowedFd<'_>> {
+        self.lock.as_ref().map(AsFd::as_fd)
     }
 
     /// The lite backend's working folder.

@@ -11,7 +11,6 @@ crate::on_both_backends!(
     a_missing_program_is_its_own_fault,
     common_tools_work,
     a_readable_folder_is_readable_only,
-    many_at_once_leave_nothing,
 );
 
 const TIME: Duration = Duration::from_secs(10);
@@ -101,23 +100,4 @@ fn a_readable_folder_is_readable_only(sandbox: &Sandbox) {
     let outcome = sandbox.run(&spec, &[], &[], &[]).unwrap();
     assert_eq!(outcome.stdout, b"given", "{}", words(&outcome));
     assert!(!dir.path().join("new").exists());
-}
-
-fn many_at_once_leave_nothing(sandbox: &Sandbox) {
-    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
-    let before = descriptors();
-    let mut jails: Vec<_> = (0..12)
-        .map(|_| sandbox.spawn(&shell("exec sleep 60"), &[]).unwrap())
-        .collect();
-    assert!(jails.iter().all(sandbox::Jail::is_running));
-    jails.truncate(6);
-    for jail in &mut jails {
-        jail.kill().unwrap();
-        assert_eq!(jail.end(), Some(&End::Killed));
-    }
-    drop(jails);
-    assert_eq!(descriptors(), before);
-    let own = std::process::id();
-    let children = std::fs::read_to_string(format!("/proc/{own}/task/{own}/children"));
-    assert_eq!(children.unwrap_or_default(), "");
 }

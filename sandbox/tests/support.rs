@@ -1,3 +1,4 @@
+#![allow(dead_code, reason = "each test program uses a part")]
 //! A sandbox for each test, attacks in Python, and what may not change on the host.
 
 use sandbox::{Backend, End, FileIn, JailSpec, Limits, Outcome, Sandbox, SandboxError};
@@ -164,6 +165,19 @@ pub fn host_processes_with(text: &str) -> Vec<i32> {
         .filter(|pid| {
             std::fs::read(format!("/proc/{pid}/cmdline"))
                 .is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains(text))
+        })
+        .collect()
+}
+
+/// Children of a process.
+pub fn host_processes_below(parent: u32) -> Vec<u32> {
+    let parent_line = format!("PPid:\t{parent}\n");
+    let entries = std::fs::read_dir("/proc").into_iter().flatten();
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| {
+            std::fs::read_to_string(format!("/proc/{pid}/status"))
+                .is_ok_and(|status| status.contains(&parent_line))
         })
         .collect()
 }

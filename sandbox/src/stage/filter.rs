@@ -158,7 +158,7 @@ fn denied(backend: Backend) -> Result<Rules, seccompiler::BackendError> {
     // Typing into a terminal.
     let requests = [c::TIOCSTI, c::TIOCLINUX]
         .iter()
-        .map(|request| argument(1, Cmp::Eq, *request as u64))
+        .map(|request| argument(1, Cmp::Eq, *request))
         .collect::<Result<_, _>>()?;
     rules.insert(c::SYS_ioctl, requests);
     // Asking for the personality stays allowed.

@@ -36,7 +36,8 @@ const SWEEP_TIME: Duration = Duration::from_secs(5);
 
 pub(super) fn run() -> Result<(), SandboxError> {
     close_leaked_descriptors()?;
-    let (order, _) = wire::receive::<Order>(io::stdin())
+    // The slot's lock comes along: it is held until this process ends.
+    let (order, _lock) = wire::receive::<Order>(io::stdin())
         .while_trying("read the first order")?
         .ok_or_else(|| SandboxError::infra("read the first order", "the library hung up"))?;
     let Order::Supervise { backend, slot_id } = order else {
