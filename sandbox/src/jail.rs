@@ -551,7 +551,8 @@ impl Jail {
         {
             crate::tree::remove(&slot.work_dir()).while_trying("remove the working folder")?;
         }
-        match &self.cgroup {
+        // Before the slot is free, since its next jail has a group of the same name.
+        match self.cgroup.take() {
             Some(cgroup) => cgroup.remove(),
             None => Ok(()),
         }

@@ -27,6 +27,9 @@ pub(super) fn run() -> Result<(), SandboxError> {
         work_dir: root::WORK_DIR.to_owned(),
         order,
     };
+    // The library sends them once this process is in its control group. Only then a child is started,
+    // or it would stay outside.
+    launch::receive_files(&launch)?;
     let Some(pid) = launch::start(&launch, |_| Ok(()))? else {
         return Ok(());
     };

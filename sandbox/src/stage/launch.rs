@@ -80,10 +80,10 @@ pub(super) fn receive_prepare() -> Result<Prepared, SandboxError> {
 }
 
 /// Starts the program; none (after a report) when it is the program's own fault that it does not
-/// start. `before_files` hears the process id before anything of the program's is in place.
+/// start. `before_go` gets the process id and returns once the program may start.
 pub(super) fn start(
     launch: &Launch,
-    before_files: impl FnOnce(i32) -> Result<(), SandboxError>,
+    before_go: impl FnOnce(i32) -> Result<(), SandboxError>,
 ) -> Result<Option<Pid>, SandboxError> {
     let (gate, mut gate_writer) = io::pipe().while_trying("make a pipe")?;
     let (mut status, status_writer) = io::pipe().while_trying("make a pipe")?;
@@ -107,8 +107,7 @@ pub(super) fn start(
         .while_trying("start the program's stage")?;
     drop((gate, status_writer));
     let pid = child.id().cast_signed();
-    before_files(pid)?;
-    receive_files(launch)?;
+    before_go(pid)?;
     let order = ProgramOrder {
         backend: launch.backend,
         slot_id: launch.slot_id,
@@ -136,7 +135,7 @@ pub(super) fn start(
 }
 
 /// Writes files until the library says go.
-fn receive_files(launch: &Launch) -> Result<(), SandboxError> {
+pub(super) fn receive_files(launch: &Launch) -> Result<(), SandboxError> {
     loop {
         match receive_order()?.0 {
             Order::Go => return Ok(()),

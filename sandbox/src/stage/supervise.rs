@@ -169,7 +169,10 @@ fn supervise_lite(slot_id: Option<u32>) -> Result<(), SandboxError> {
         work_dir,
         order,
     };
-    let started = launch::start(&launch, |pid| report(&Report::Started { pid }, None));
+    let started = launch::start(&launch, |pid| {
+        report(&Report::Started { pid }, None)?;
+        launch::receive_files(&launch)
+    });
     let result = started.and_then(|pid| match pid {
         Some(pid) => wait_lite(pid),
         None => Ok(()),
