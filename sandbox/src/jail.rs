@@ -1,15 +1,16 @@
 //! One running jail, seen from the library: pipes, limits, the end. Everything waits with a
-//! deadline, in one loop over the jail's descriptors; no thread is started.
+//! deadline, in one loop over the jail's descriptors; no thread is started. How it is built:
+//! `jail/start.rs`; how it is taken down: `jail/end.rs`.
 
-use nix::unistd::Pid;
+mod end;
+mod start;
+
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::OFlags;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, socketpair};
+use rustix::net::{Shutdown, shutdown};
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::{Child, Command, Stdio};
+use std::os::fd::OwnedFd;
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use crate::SandboxError;
@@ -17,11 +18,10 @@ use crate::cgroup::Cgroup;
 use crate::error::While;
 use crate::outcome::{Captured, End, FileOut, Flags, Outcome};
 use crate::outputs::{Refusal, read_below};
-use crate::sandbox::Sandbox;
 use crate::slot::Slot;
-use crate::spec::{Backend, FileIn, JailSpec, Limits};
+use crate::spec::{Backend, Limits};
 use crate::watch::Watch;
-use crate::wire::{self, CHUNK_BYTES, Ended, Order, Program, Report};
+use crate::wire::{self, CHUNK_BYTES, Ended, Report};
 
 /// For building a jail and for taking it down.
 const SERVICE_TIME: Duration = Duration::from_secs(20);
@@ -62,177 +62,6 @@ pub struct Jail {
 }
 
 impl Jail {
-    /// Builds a jail and starts the program in it.
-    pub(crate) fn start(
-        sandbox: &Sandbox,
-        backend: Backend,
-        spec: &JailSpec,
-        files: &[FileIn],
-        program: Program,
-    ) -> Result<Self, SandboxError> {
-        spec.validate()?;
-        files.iter().try_for_each(FileIn::validate)?;
-        let slot = sandbox.slots.take()?;
-        let cgroup = match &sandbox.cgroups {
-            Some(home) => Some(Cgroup::make(home, slot.index, &spec.limits)?),
-            None => None,
-        };
-        let work_path = match backend {
-            Backend::Full => None,
-            Backend::Lite => Some(slot.make_work_dir()?),
-        };
-        let pipe = || io::pipe().while_trying("make a pipe");
-        let ((stdin_read, stdin_write), (stdout_read, stdout_write), (stderr_read, stderr_write)) =
-            (pipe()?, pipe()?, pipe()?);
-        let (control, theirs) = socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .while_trying("make a socket pair")?;
-        for timeout in [Timeout::Send, Timeout::Recv] {
-            set_socket_timeout(&control, timeout, Some(SERVICE_TIME))
-                .while_trying("bound the waiting")?;
-        }
-        let supervisor = Command::new(&sandbox.launcher)
-            .arg(crate::stage::SUPERVISE)
-            .env_clear()
-            .env(
-                "BALEEN_SANDBOX_SECRET",
-                "the launcher must not pass this on",
-            )
-            .current_dir("/")
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::from(OwnedFd::from(stdout_write)))
-            .stderr(Stdio::from(OwnedFd::from(stderr_write)))
-            .spawn()
-            .while_trying(format!("start {}", sandbox.launcher.display()))?;
-        let mut jail = Self {
-            supervisor,
-            control,
-            stdin: Some(unblocked(OwnedFd::from(stdin_write))?),
-            stdout: Captured::new(
-                unblocked(OwnedFd::from(stdout_read))?,
-                spec.limits.output_bytes,
-            ),
-            stderr: Captured::new(
-                unblocked(OwnedFd::from(stderr_read))?,
-                spec.limits.output_bytes,
-            ),
-            work_dir: None,
-            watch: Watch::new(work_path.clone()),
-            slot: Some(slot),
-            cgroup,
-            backend,
-            limits: spec.limits.clone(),
-            started: Instant::now(),
-            ended_after: None,
-            flags: Flags::default(),
-            end: None,
-            all_dead: false,
-            torn_down: false,
-        };
-        let slot_id = jail.slot.as_ref().and_then(Slot::id);
-        let order = Order::Prepare {
-            spec: spec.clone(),
-            program,
-            work_dir: work_path
-                .as_ref()
-                .map(|path| path.to_string_lossy().into_owned()),
-            limit_data: jail.cgroup.is_none(),
-        };
-        let size = serde_json::to_vec(&order).map_or(0, |bytes| bytes.len());
-        if size > wire::MESSAGE_BYTES {
-            return Err(SandboxError::BadSpec(format!(
-                "command and environment take {size} bytes, more than {}; pass a file instead",
-                wire::MESSAGE_BYTES
-            )));
-        }
-        let first = Order::Supervise { backend, slot_id };
-        let lock = jail.slot.as_ref().and_then(Slot::lock);
-        let sent = wire::send(&jail.control, &first, lock);
-        jail.told_or(sent, "give the supervisor its order")?;
-        jail.order(&order, Some(stdin_read.as_fd()))?;
-        drop(stdin_read);
-        jail.await_ready()?;
-        if let Some(path) = work_path {
-            jail.work_dir = Some(
-                File::open(path)
-                    .while_trying("open the working folder")?
-                    .into(),
-            );
-        }
-        for file in files {
-            jail.order(
-                &Order::File {
-                    path: file.path.clone(),
-                    num_bytes: file.bytes.len() as u64,
-                    executable: file.executable,
-                },
-                None,
-            )?;
-            for chunk in file.bytes.chunks(CHUNK_BYTES) {
-                let sent = wire::send_bytes(&jail.control, chunk, None);
-                jail.told_or(sent, "send a file into the jail")?;
-            }
-        }
-        jail.order(&Order::Go, None)?;
-        jail.started = Instant::now();
-        Ok(jail)
-    }
-
-    fn order(&mut self, order: &Order, fd: Option<BorrowedFd<'_>>) -> Result<(), SandboxError> {
-        let sent = wire::send(&self.control, order, fd);
-        self.told_or(sent, "give the jail an order")
-    }
-
-    /// When sending fails the jail has mostly said why already.
-    fn told_or(&mut self, sent: io::Result<()>, action: &str) -> Result<(), SandboxError> {
-        let Err(error) = sent else { return Ok(()) };
-        while let Ok(Some((told, _))) = wire::receive::<Report>(&self.control) {
-            self.hear(told)?;
-        }
-        Err(SandboxError::infra(action, error))
-    }
-
-    /// Waits for both marks of a jail that is built, in either order.
-    fn await_ready(&mut self) -> Result<(), SandboxError> {
-        let (mut is_ready, mut pid) = (false, None);
-        while !is_ready || pid.is_none() {
-            let received =
-                wire::receive::<Report>(&self.control).map_err(|error| match error.kind() {
-                    io::ErrorKind::WouldBlock => SandboxError::Timeout {
-                        waited_for: "get ready",
-                        waited: SERVICE_TIME,
-                    },
-                    _ => SandboxError::infra("hear from the launcher", error),
-                })?;
-            match received {
-                Some((Report::Ready, fd)) => {
-                    is_ready = true;
-                    self.work_dir = fd;
-                }
-                Some((Report::Started { pid: started }, _)) => {
-                    pid = Some(started);
-                    if let Some(cgroup) = &self.cgroup {
-                        cgroup.add(started)?;
-                    }
-                }
-                Some((other, _)) => self.hear(other)?,
-                None => {
-                    let _ = self.stderr.read_available();
-                    let words = String::from_utf8_lossy(self.stderr.bytes()).into_owned();
-                    return Err(SandboxError::infra(
-                        "start",
-                        format!("the launcher ended at once: {words}"),
-                    ));
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn hear(&mut self, report: Report) -> Result<(), SandboxError> {
         match report {
             Report::Failed { action, cause } => {
@@ -436,56 +265,6 @@ impl Jail {
         self.tear_down()
     }
 
-    /// Everybody is dead by the supervisor's word: checks it, and collects what is left.
-    fn tear_down(&mut self) -> Result<(), SandboxError> {
-        if self.torn_down {
-            return Ok(());
-        }
-        let deadline = Instant::now() + SERVICE_TIME;
-        self.reap_supervisor(deadline)?;
-        for stream in [&mut self.stdout, &mut self.stderr] {
-            self.flags.output_cut |= stream.read_available().while_trying("read output")?;
-        }
-        if let Some(cgroup) = &self.cgroup {
-            if !cgroup.wait_empty(deadline) {
-                return Err(SandboxError::infra(
-                    "end the jail",
-                    "its control group is not empty",
-                ));
-            }
-            self.flags.out_of_memory |= cgroup.was_out_of_memory();
-            self.flags.out_of_tasks |= cgroup.was_out_of_tasks();
-        } else if let Some(id) = self.slot.as_ref().and_then(Slot::id)
-            && crate::processes::user_has_processes(id)
-        {
-            return Err(SandboxError::infra(
-                "end the jail",
-                "processes of its user remain",
-            ));
-        }
-        self.flags.out_of_cpu |= self.end == Some(End::Signalled(libc::SIGXCPU));
-        // Only the kernel's own killing for memory takes process 1 away before it reports.
-        self.ended(End::Killed);
-        self.torn_down = true;
-        Ok(())
-    }
-
-    fn reap_supervisor(&mut self, deadline: Instant) -> Result<(), SandboxError> {
-        loop {
-            match self.supervisor.try_wait() {
-                Ok(Some(_)) => return Ok(()),
-                Ok(None) if Instant::now() > deadline => {
-                    return Err(SandboxError::Timeout {
-                        waited_for: "end its supervisor",
-                        waited: SERVICE_TIME,
-                    });
-                }
-                Ok(None) => std::thread::sleep(Duration::from_micros(200)),
-                Err(error) => return Err(SandboxError::infra("wait for the supervisor", error)),
-            }
-        }
-    }
-
     /// Reads a file of the working folder; the program should have ended, or the file may change.
     ///
     /// # Errors
@@ -543,51 +322,6 @@ impl Jail {
             cpu: self.cpu_time(),
         })
     }
-
-    fn release(&mut self) -> Result<(), SandboxError> {
-        self.work_dir = None;
-        if self.backend == Backend::Lite
-            && let Some(slot) = &self.slot
-        {
-            crate::tree::remove(&slot.work_dir()).while_trying("remove the working folder")?;
-        }
-        // Before the slot is free, since its next jail has a group of the same name.
-        match self.cgroup.take() {
-            Some(cgroup) => cgroup.remove(),
-            None => Ok(()),
-        }
-    }
-}
-
-impl Drop for Jail {
-    fn drop(&mut self) {
-        let result = if self.torn_down { Ok(()) } else { self.kill() };
-        if result.is_err()
-            && self
-                .supervisor
-                .try_wait()
-                .is_ok_and(|ended| ended.is_none())
-        {
-            // Process 1 (full) and the program itself (lite) follow their parent.
-            let _ = nix::sys::signal::kill(
-                Pid::from_raw(self.supervisor.id().cast_signed()),
-                nix::sys::signal::Signal::SIGKILL,
-            );
-            let _ = self.supervisor.wait();
-        }
-        let settled = self.tear_down().and_then(|()| self.release());
-        // A slot whose jail may still live is not given to another one.
-        if settled.is_err()
-            && let Some(slot) = self.slot.take()
-        {
-            slot.quarantine();
-        }
-    }
-}
-
-fn unblocked(fd: OwnedFd) -> Result<File, SandboxError> {
-    rustix::fs::fcntl_setfl(&fd, OFlags::NONBLOCK).while_trying("unblock a pipe")?;
-    Ok(fd.into())
 }
 
 /// Reads what is there into `sink`; true at the end of the stream.

@@ -13,6 +13,7 @@ pub(crate) struct Process {
     parent: i32,
     stopped: bool,
     dead: bool,
+    /// Its own and those of ended children that it has collected.
     pub(crate) cpu_ticks: u64,
     pub(crate) num_threads: u64,
     pub(crate) resident_pages: u64,
@@ -28,7 +29,7 @@ fn parse_stat(text: &str) -> Option<Process> {
         parent: fields.get(1)?.parse().ok()?,
         stopped: matches!(*fields.first()?, "T" | "t" | "Z" | "X"),
         dead: matches!(*fields.first()?, "Z" | "X"),
-        cpu_ticks: number(11)? + number(12)?,
+        cpu_ticks: (11..=14).map(number).sum::<Option<u64>>()?,
         num_threads: number(17)?,
         resident_pages: number(21)?,
     })
@@ -45,8 +46,7 @@ fn numbered() -> impl Iterator<Item = i32> {
 pub(crate) fn descendants(root: i32) -> Vec<Process> {
     let mut children: HashMap<i32, Vec<Process>> = HashMap::new();
     for pid in numbered() {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
-        if let Some(process) = stat.ok().as_deref().and_then(parse_stat) {
+        if let Some(process) = find(pid) {
             children.entry(process.parent).or_default().push(process);
         }
     }
@@ -59,6 +59,11 @@ pub(crate) fn descendants(root: i32) -> Vec<Process> {
         }
     }
     found
+}
+
+/// One process; none when it is gone.
+pub(crate) fn find(pid: i32) -> Option<Process> {
+    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
 /// Kills all below `root`. They are stopped first: killing at once would make room for new ones
@@ -86,7 +91,7 @@ pub(crate) fn num_tasks_of_own_user() -> u64 {
     let uid = getuid().as_raw();
     numbered()
         .filter(|pid| fs::metadata(format!("/proc/{pid}")).is_ok_and(|data| data.uid() == uid))
-        .filter_map(|pid| parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?))
+        .filter_map(find)
         .map(|process| process.num_threads)
         .sum()
 }
@@ -95,7 +100,7 @@ pub(crate) fn num_tasks_of_own_user() -> u64 {
 pub(crate) fn user_has_processes(uid: u32) -> bool {
     numbered()
         .filter(|pid| fs::metadata(format!("/proc/{pid}")).is_ok_and(|data| data.uid() == uid))
-        .filter_map(|pid| parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?))
+        .filter_map(find)
         .any(|process| !process.dead)
 }
 
@@ -105,10 +110,10 @@ mod tests {
 
     #[test]
     fn a_name_with_blanks_and_brackets_is_read_past() {
-        let tail = "S 7 1 1 0 -1 0 0 0 0 0 30 4 0 0 20 0 3 0 99 4096 25 0";
+        let tail = "S 7 1 1 0 -1 0 0 0 0 0 30 4 5 1 20 0 3 0 99 4096 25 0";
         let process = parse_stat(&format!("12 (a) b (c) {tail}")).unwrap();
         assert_eq!((process.pid, process.parent), (12, 7));
-        assert_eq!((process.cpu_ticks, process.num_threads), (34, 3));
+        assert_eq!((process.cpu_ticks, process.num_threads), (40, 3));
         assert_eq!(process.resident_pages, 25);
     }
 

@@ -50,7 +50,10 @@ impl Watch {
                 // Without a group everything is summed up from /proc.
                 counted => {
                     let inside = processes::descendants(supervisor);
-                    let ticks: u64 = inside.iter().map(|process| process.cpu_ticks).sum();
+                    let own = processes::find(supervisor);
+                    // The supervisor itself stands for the orphans that it has collected.
+                    let all = inside.iter().chain(&own);
+                    let ticks: u64 = all.map(|process| process.cpu_ticks).sum();
                     // Kernels tell these times in hundredths of a second.
                     over.out_of_cpu = Duration::from_millis(ticks * 10) >= cpu_limit;
                     let pages: u64 = inside.iter().map(|process| process.resident_pages).sum();

@@ -39,7 +39,13 @@ fn harness_to_be_killed() {
     std::thread::sleep(Duration::from_secs(60));
 }
 
+/// One test, so that the two parts do not run side by side.
 #[test]
+fn nothing_is_left_behind() {
+    many_at_once_leave_nothing();
+    a_killed_harness_takes_its_jails_along();
+}
+
 fn a_killed_harness_takes_its_jails_along() {
     let marker = format!("2000.{}", std::process::id());
     let num_backends = [Backend::Full, Backend::Lite]
@@ -84,7 +90,6 @@ fn a_killed_harness_takes_its_jails_along() {
     }
 }
 
-#[test]
 fn many_at_once_leave_nothing() {
     let backends = [Backend::Full, Backend::Lite];
     let variants =

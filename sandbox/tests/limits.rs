@@ -11,6 +11,7 @@ crate::on_all_variants!(
     shared_memory_is_bounded,
     a_spinning_program_is_ended,
     many_spinning_programs_are_ended,
+    many_short_programs_are_ended,
 );
 crate::on_both_backends!(
     a_flood_of_output_is_cut,
@@ -87,6 +88,16 @@ fn many_spinning_programs_are_ended(sandbox: &Sandbox) {
     let outcome = sandbox.run(&spec, &[], &[], &[]).unwrap();
     assert!(outcome.flags.out_of_cpu, "{outcome:?}");
     assert_eq!(outcome.end, End::Killed);
+}
+
+fn many_short_programs_are_ended(sandbox: &Sandbox) {
+    // Most of the time belongs to processes that are gone when somebody looks.
+    let mut spec = shell("while :; do head -c 20M /dev/zero | sha256sum >/dev/null; done");
+    spec.limits.cpu_secs = 1;
+    spec.limits.wall = Duration::from_secs(10);
+    let outcome = sandbox.run(&spec, &[], &[], &[]).unwrap();
+    assert!(outcome.flags.out_of_cpu, "{outcome:?}");
+    assert!(!outcome.flags.timed_out, "{outcome:?}");
 }
 
 fn a_flood_of_output_is_cut(sandbox: &Sandbox) {
