@@ -103,8 +103,7 @@ impl Sandbox {
 
     /// For the self-test itself: nothing else may use what has not passed it.
     pub(crate) fn untested(launcher: &Path, backend: Backend) -> Result<Self, SandboxError> {
-        let slots = SlotHome::of_user();
-        slots.prepare()?;
+        let slots = SlotHome::of_user()?;
         let cgroups = CgroupHome::find().ok();
         for slot in slots.stale() {
             // What cannot be removed yet is removed by the slot's next jail.

@@ -11,8 +11,11 @@ use std::path::{Path, PathBuf};
 use crate::SandboxError;
 use crate::error::While;
 
-/// User and group id of slot 0; no system hands these out by default.
-pub(crate) const FIRST_ID: u32 = 200_000;
+/// No id below this is ever taken for a slot.
+pub(crate) const MIN_ID: u32 = 10_000;
+/// Where slots' user and group ids may begin; systems hand out none of these by default. The lower
+/// ones serve root inside a container, which often has 65,536 ids in all.
+const FIRST_IDS: [u32; 3] = [200_000, 60_000, 30_000];
 /// Jails that may live at once on a machine.
 pub(crate) const NUM_SLOTS: u32 = 512;
 
@@ -20,28 +23,43 @@ pub(crate) const NUM_SLOTS: u32 = 512;
 #[derive(Clone, Debug)]
 pub(crate) struct SlotHome {
     pub(crate) dir: PathBuf,
-    pub(crate) is_root: bool,
+    /// User and group id of slot 0, where the harness may hand them out.
+    first_id: Option<u32>,
 }
 
 impl SlotHome {
     /// The folder of this user.
-    pub(crate) fn of_user() -> Self {
+    pub(crate) fn of_user() -> Result<Self, SandboxError> {
         let uid = nix::unistd::geteuid();
-        let dir = if uid.is_root() {
-            PathBuf::from("/run/baleen-sandbox")
-        } else {
-            std::env::temp_dir().join(format!("baleen-sandbox-{uid}"))
-        };
-        Self {
-            dir,
-            is_root: uid.is_root(),
+        let beside = std::env::temp_dir().join(format!("baleen-sandbox-{uid}"));
+        if !uid.is_root() {
+            let home = Self {
+                dir: beside,
+                first_id: None,
+            };
+            return home.prepare().map(|()| home);
         }
+        let map = |name| fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();
+        let mut home = Self {
+            dir: PathBuf::from("/run/baleen-sandbox"),
+            first_id: first_id(&map("uid_map"), &map("gid_map")),
+        };
+        if home.prepare().is_err() {
+            // A container may have /run read-only.
+            home.dir = beside;
+            home.prepare()?;
+        }
+        Ok(home)
     }
 
     /// Makes the folder, or checks that an existing one is this user's alone to write.
     pub(crate) fn prepare(&self) -> Result<(), SandboxError> {
         // Root's slots have other user ids, which must reach their own folders in it.
-        let mode = if self.is_root { 0o711 } else { 0o700 };
+        let mode = if self.first_id.is_some() {
+            0o711
+        } else {
+            0o700
+        };
         let shown = self.dir.display();
         match DirBuilder::new().mode(mode).create(&self.dir) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => {
@@ -133,6 +151,26 @@ impl SlotHome {
     }
 }
 
+/// The first range that both maps (lines `inside outside count`) hold as a whole.
+fn first_id(uid_map: &str, gid_map: &str) -> Option<u32> {
+    let holds = |map: &str, first: u32| {
+        map.lines().any(|line| {
+            let mut numbers = line
+                .split_whitespace()
+                .filter_map(|n| n.parse::<u64>().ok());
+            let (inside, count) = (numbers.next(), numbers.nth(1));
+            let (Some(inside), Some(count)) = (inside, count) else {
+                return false;
+            };
+            let (first, end) = (u64::from(first), u64::from(first + NUM_SLOTS));
+            inside <= first && end <= inside + count
+        })
+    };
+    FIRST_IDS
+        .into_iter()
+        .find(|first| holds(uid_map, *first) && holds(gid_map, *first))
+}
+
 /// A slot that this process holds.
 #[derive(Debug)]
 pub(crate) struct Slot {
@@ -144,7 +182,7 @@ pub(crate) struct Slot {
 impl Slot {
     /// User and group id of its own; none where the harness is not root.
     pub(crate) fn id(&self) -> Option<u32> {
-        self.home.is_root.then_some(FIRST_ID + self.index)
+        Some(self.home.first_id? + self.index)
     }
 
     /// The lock, for the supervisor to share: the slot stays taken until it has ended, even when
@@ -201,11 +239,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn ids_of_slots_lie_within_what_the_user_namespace_maps() {
+        let all = "         0          0 4294967295\n";
+        let container = "0 100000 65536\n";
+        assert_eq!(first_id(all, all), Some(200_000));
+        assert_eq!(first_id(container, all), Some(60_000));
+        assert_eq!(first_id("0 1000 1\n", "0 1000 1\n"), None);
+    }
+
+    #[test]
     fn a_slot_is_held_once_and_leaves_nothing() {
         let parent = tempfile::tempdir().unwrap();
         let home = SlotHome {
             dir: parent.path().join("slots"),
-            is_root: false,
+            first_id: None,
         };
         let first = home.take().unwrap();
         let second = home.take().unwrap();

@@ -238,7 +238,7 @@ pub(super) fn sweep(arguments: &[String]) -> Result<(), SandboxError> {
     let slot_id: u32 = arguments
         .first()
         .and_then(|text| text.parse().ok())
-        .filter(|id| *id >= crate::slot::FIRST_ID)
+        .filter(|id| *id >= crate::slot::MIN_ID)
         .ok_or_else(|| SandboxError::infra("sweep", "no slot id"))?;
     become_slot(slot_id)?;
     match kill(Pid::from_raw(-1), Signal::SIGKILL) {
