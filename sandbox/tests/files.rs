@@ -11,6 +11,7 @@ crate::on_both_backends!(
     a_full_disk_stays_inside,
     a_deep_tree_is_removed,
     jails_do_not_see_each_other,
+    a_file_swapped_for_a_link_is_never_followed,
 );
 
 const REACH: &str = r#"
@@ -168,4 +169,47 @@ fn jails_do_not_see_each_other(sandbox: &Sandbox) {
     assert!(first.is_running());
     first.kill().unwrap();
     assert_eq!(first.read_file("mine", 100), Ok(b"secret\n".to_vec()));
+}
+
+fn a_file_swapped_for_a_link_is_never_followed(sandbox: &Sandbox) {
+    let (spec, files) = crate::support::python(
+        "open('plain', 'w').write('good'); os.symlink('/etc/passwd', 'link'); os.mkdir('dir')\n\
+         open('dir/passwd', 'w').write('good'); os.symlink('/etc', 'etc')\n\
+         print('ready', flush=True)\n\
+         exchange = lambda a, b: call(316, -100, ctypes.c_char_p(a), -100, ctypes.c_char_p(b), 2)\n\
+         while True:\n    exchange(b'plain', b'link'); exchange(b'dir', b'etc')",
+    );
+    let mut jail = sandbox.spawn(&spec, &files).unwrap();
+    let time = std::time::Duration::from_secs(10);
+    assert_eq!(
+        jail.read_line(time).unwrap(),
+        sandbox::Line::Bytes(b"ready".to_vec())
+    );
+    let mut num_refused = [0, 0];
+    let mut num_read = [0, 0];
+    let until = std::time::Instant::now() + time;
+    // Until both have been met both ways, and a thousand times at least.
+    for round in 0.. {
+        for (index, path) in ["plain", "dir/passwd"].into_iter().enumerate() {
+            match jail.read_file(path, 1000) {
+                Ok(bytes) => {
+                    assert_eq!(bytes, b"good");
+                    num_read[index] += 1;
+                }
+                Err(refusal) => {
+                    assert_eq!(refusal, Refusal::Escapes);
+                    num_refused[index] += 1;
+                }
+            }
+        }
+        let met = num_read.iter().chain(&num_refused).all(|num| *num > 0);
+        if round > 1000 && met {
+            break;
+        }
+        assert!(
+            std::time::Instant::now() < until,
+            "{num_read:?} {num_refused:?}"
+        );
+    }
+    jail.kill().unwrap();
 }
