@@ -48,7 +48,11 @@ impl Jail {
     fn reap_supervisor(&mut self, deadline: Instant) -> Result<(), SandboxError> {
         loop {
             match self.supervisor.try_wait() {
-                Ok(Some(_)) => return Ok(()),
+                Ok(Some(status)) if status.code().is_some() => return Ok(()),
+                // Only its own end says that everybody inside is dead.
+                Ok(Some(status)) => {
+                    return Err(SandboxError::infra("keep its supervisor", status));
+                }
                 Ok(None) if Instant::now() > deadline => {
                     return Err(SandboxError::Timeout {
                         waited_for: "end its supervisor",

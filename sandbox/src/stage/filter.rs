@@ -92,6 +92,16 @@ const DENIED_IN_LITE: &[c::c_long] = &[
     c::SYS_memfd_create,
 ];
 
+/// Calls that change how a process is scheduled, and which argument names it; 0 is the caller.
+const SCHEDULING: [(c::c_long, u8); 6] = [
+    (c::SYS_setpriority, 1),
+    (c::SYS_ioprio_set, 1),
+    (c::SYS_sched_setaffinity, 0),
+    (c::SYS_sched_setscheduler, 0),
+    (c::SYS_sched_setparam, 0),
+    (c::SYS_sched_setattr, 0),
+];
+
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// Installs the filters on this process and all it starts.
@@ -170,6 +180,10 @@ fn denied(backend: Backend) -> Result<Rules, seccompiler::BackendError> {
     rules.insert(c::SYS_socketpair, vec![not_unix()?]);
     if backend == Backend::Lite {
         rules.extend(DENIED_IN_LITE.iter().map(|call| (*call, vec![])));
+        // Without root the harness has the same user id, which is all these calls ask for.
+        for (call, index) in SCHEDULING {
+            rules.insert(call, vec![argument(index, Cmp::Ne, 0)?]);
+        }
     }
     Ok(rules)
 }
