@@ -201,8 +201,8 @@ impl MainAttention for GroupedQueryAttention {
     fn dense_heads(&self, states: &HeadStates, document: &DocumentContext) -> Heads {
         Heads {
             q: document.rows(&states.q),
-            k: document.rows(&states.k),
-            v: HeadValues::Own(document.rows(&states.v)),
+            k: document.keys(&states.k),
+            v: HeadValues::Own(document.keys(&states.v)),
         }
     }
 
@@ -223,6 +223,15 @@ impl MainAttention for GroupedQueryAttention {
         let (k_cache, v_cache) = heads_of(write.cache);
         write_rows(k_cache, write.rows, &states.k);
         write_rows(v_cache, write.rows, &states.v);
+    }
+
+    fn with_cached(&self, states: HeadStates, cache: &LayerCache, rows: &Tensor) -> HeadStates {
+        let (k, v) = heads_of(cache);
+        HeadStates {
+            q: states.q,
+            k: k.index_select(0, rows),
+            v: v.index_select(0, rows),
+        }
     }
 
     fn attend_pack(
@@ -359,7 +368,7 @@ mod tests {
         let states = attention.states(&h, &pack.rotations.main);
         let one_by_one = pack.documents.iter().map(|document| {
             let heads = attention.dense_heads(&states, document);
-            crate::attention::attend_dense(&heads, document, scale)
+            crate::dense_attention::attend_dense(&heads, document, scale)
         });
         let one_by_one = Tensor::cat(&one_by_one.collect::<Vec<Tensor>>(), 0);
         let difference = (at_once - one_by_one).abs().max().double_value(&[]);
