@@ -257,14 +257,6 @@ impl Pages {
         };
     }
 
-    /// Moves the sequence of slot `from` to slot `to`, whatever that held.
-    pub fn move_slot(&mut self, from: usize, to: usize) {
-        if from != to {
-            self.clear(to);
-            self.slots[to] = std::mem::take(&mut self.slots[from]);
-        }
-    }
-
     /// Exchanges the sequences of two slots.
     pub fn swap_slots(&mut self, a: usize, b: usize) {
         self.slots.swap(a, b);
@@ -397,7 +389,7 @@ mod tests {
         assert_eq!((pages.len(0), pages.num_free()), (13, 0));
         pages.truncate(0, 12);
         assert_eq!((pages.len(0), pages.num_free()), (12, 1));
-        pages.move_slot(0, 1);
+        pages.swap_slots(0, 1);
         assert_eq!((pages.len(0), pages.len(1)), (0, 12));
         pages.clear(1);
         assert_eq!(pages.num_free(), 4);

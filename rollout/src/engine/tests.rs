@@ -1,6 +1,7 @@
 //! The engine on tiny random models: equal samples whatever the batch, shared prefills, and errors.
 //! Weights are large, so that every token depends on its context.
 
+mod parts;
 mod preemption;
 mod replay;
 
