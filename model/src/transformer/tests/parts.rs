@@ -155,3 +155,78 @@ fn parts_of_several_tiles_equal_the_whole() {
         parts.assert_whole(&model, &tokens, "long");
     }
 }
+
+/// Widths that a GPU's kernels know, of attention and of the indexer.
+fn kernel_widths() -> [(&'static str, ModelConfig); 4] {
+    let grouped_query = ModelConfig {
+        hidden_size: 64,
+        head_dim: 16,
+        ..dense_config()
+    };
+    let latent = |config: ModelConfig| ModelConfig {
+        hidden_size: 64,
+        head_dim: 16,
+        mla: config.mla.map(|mla| MlaConfig {
+            kv_lora_rank: 16,
+            qk_nope_head_dim: 16,
+            qk_rope_head_dim: 16,
+            v_head_dim: 16,
+            ..mla
+        }),
+        dsa: config.dsa.map(|dsa| DsaConfig::new(4, 16, dsa.index_topk)),
+        ..config
+    };
+    let sparse = ModelConfig {
+        dsa: Some(DsaConfig::new(4, 16, 16)),
+        ..with_experts(grouped_query.clone())
+    };
+    [
+        ("grouped queries", with_experts(grouped_query)),
+        ("grouped queries, sparse", sparse),
+        ("latent", latent(latent_config())),
+        ("latent, sparse", latent(latent_sparse_config(16))),
+    ]
+}
+
+/// Hidden states of a prompt of 700 tokens in parts of 300, in bf16 with the experts and keys recorded in f32, are as near to
+/// those in f32 as the whole prompt's are: by a CPU's operations, and by a GPU's kernels, which are others for parts.
+#[test]
+fn in_bf16_parts_are_as_exact_as_the_whole() {
+    tch::set_num_threads(1);
+    let tokens = sequence(11, 700);
+    for device in [Some(Device::Cpu), super::gpu::gpu()].into_iter().flatten() {
+        for (what, config) in kernel_widths() {
+            assert_eq!(config.problems(), Vec::<String>::new(), "{what}");
+            let load = |kind| Transformer::load(&config, &mut LoudSource(3), kind, device).unwrap();
+            let input = PackedInput::from_sequences(&[&tokens], device);
+            let exact = tch::no_grad(|| load(Kind::Float).forward_packed(&input, &recording_all()));
+            let model = load(Kind::BFloat16);
+            let run = |lens: &[usize]| {
+                let mut cache = KvCache::new(&config, 1, 700, Kind::BFloat16, device);
+                let mut past = 0;
+                let parts = lens.iter().map(|&len| {
+                    let rows = |x: &Tensor| x.narrow(0, past as i64, len as i64);
+                    let options = ForwardOptions {
+                        routing: Routing::Replay(rows(exact.routing.as_ref().unwrap())),
+                        selection: match &exact.selected {
+                            Some(keys) => Selection::Replay(rows(keys)),
+                            None => Selection::Free,
+                        },
+                        ..ForwardOptions::inference()
+                    };
+                    let part = &tokens[past..past + len];
+                    let output = model.prefill_behind(&mut cache, &[0], &[past], &[part], &options);
+                    past += len;
+                    output.hidden.to_kind(Kind::Float)
+                });
+                let hidden = Tensor::cat(&parts.collect::<Vec<Tensor>>(), 0);
+                let error = (hidden - &exact.hidden).norm() / exact.hidden.norm();
+                error.double_value(&[])
+            };
+            let (whole, parts) = (run(&[700]), run(&[300, 300, 100]));
+            eprintln!("{what} on {device:?}: {whole:.5} whole, {parts:.5} in parts");
+            assert!(whole > 0.0 && whole < 0.1, "{what}: {whole}");
+            assert!(parts < 1.1 * whole, "{what}: {parts} against {whole}");
+        }
+    }
+}
