@@ -168,6 +168,12 @@ pub(crate) trait MainAttention {
         None
     }
 
+    /// Head outputs `[T, heads * v_head_dim]` of a whole pack over every visible key, all documents at once, where
+    /// `states` has the keys of all of them; `None` where only the way document by document can be gone.
+    fn attend_behind(&self, _states: &Self::States, _pack: &PackContext) -> Option<Tensor> {
+        None
+    }
+
     /// Writes the keys and values of one new token a slot.
     fn write_step(&self, states: &Self::States, step: &DecodeContext, cache: &LayerCache);
 
@@ -316,6 +322,11 @@ impl AttentionLayer {
             states = main.with_cached(states, cache, rows);
             if let (Some(index_k), Some(index)) = (&cache.index_k, &mut index) {
                 index.k = index_k.index_select(0, rows);
+            }
+            if self.needs_no_indexer(request, write)
+                && let Some(head_outputs) = main.attend_behind(&states, pack)
+            {
+                return PackRecord::default().into_output(main.output(&head_outputs));
             }
         }
         let mut outputs = Vec::with_capacity(pack.documents.len());

@@ -86,6 +86,7 @@ pub(crate) struct PackContext {
     pub(crate) positions: Tensor,
     pub(crate) num_tokens: i64,
     varlen_plan: OnceCell<VarlenPlan>,
+    key_plan: OnceCell<VarlenPlan>,
 }
 
 impl PackContext {
@@ -124,6 +125,7 @@ impl PackContext {
             positions,
             num_tokens: input.num_tokens(),
             varlen_plan: OnceCell::new(),
+            key_plan: OnceCell::new(),
         }
     }
 
@@ -134,6 +136,14 @@ impl PackContext {
             let sequences = self.documents.iter().flat_map(DocumentContext::sequences);
             let sequences: Vec<VarlenSequence> = sequences.collect();
             VarlenPlan::new(&sequences, self.num_tokens, self.positions.device())
+        })
+    }
+
+    /// The documents as sequences over the keys of all of them, made when first asked for. They have no branches.
+    pub(crate) fn key_plan(&self) -> &VarlenPlan {
+        self.key_plan.get_or_init(|| {
+            let sizes = self.documents.iter().map(|d| [d.len, d.num_keys()]);
+            VarlenPlan::of_gathered(&sizes.collect::<Vec<_>>(), self.positions.device())
         })
     }
 

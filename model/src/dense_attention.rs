@@ -5,7 +5,6 @@
 //! first past + i + 1 keys: flash attention takes that on a GPU in bf16; elsewhere a mask says it, for some queries at once.
 //! L queries, S = past + L keys.
 
-use kernels::fused;
 use kernels::fused::varlen::{self, VarlenPlan};
 use kernels::tch::{Kind, Tensor};
 
@@ -14,8 +13,6 @@ use crate::context::DocumentContext;
 
 /// Elements of a mask (16 MB, and 64 MB once libtorch has made f32 of it).
 const MASK_ELEMENTS: i64 = 1 << 24;
-/// The widest heads that flash attention knows.
-const WIDEST_FLASH_HEAD: i64 = 256;
 
 /// Attention of one document to every visible key, `[L, heads, dv]`.
 pub(crate) fn attend_dense(
@@ -59,8 +56,8 @@ fn attend([q, k, v]: [&Tensor; 3], visible: Option<&Tensor>, softmax_scale: f64)
 
 /// The same of queries behind `past` keys.
 fn attend_behind([q, k, v]: [&Tensor; 3], past: i64, softmax_scale: f64) -> Tensor {
-    let (len, width) = (q.size()[0], q.size()[2]);
-    if fused::runs_on(q) && width % 8 == 0 && width <= WIDEST_FLASH_HEAD {
+    let len = q.size()[0];
+    if varlen::serves(q, v) {
         let plan = VarlenPlan::of_gathered(&[[len, past + len]], q.device());
         let attended = varlen::attend(q, k, v, &plan, softmax_scale);
         return attended.expect("flash attention knows bf16 heads of up to 256");

@@ -256,6 +256,16 @@ impl MainAttention for GroupedQueryAttention {
         Some(attended.reshape([-1, self.num_heads * self.head_dim]))
     }
 
+    fn attend_behind(&self, states: &HeadStates, pack: &PackContext) -> Option<Tensor> {
+        let HeadStates { q, k, v } = states;
+        if !varlen::serves(q, v) {
+            return None;
+        }
+        let attended = varlen::attend(q, k, v, pack.key_plan(), self.softmax_scale);
+        let attended = attended.expect("flash attention knows bf16 heads of up to 256");
+        Some(attended.reshape([-1, self.num_heads * self.head_dim]))
+    }
+
     fn write_step(&self, states: &HeadStates, step: &DecodeContext, cache: &LayerCache) {
         let (k_cache, v_cache) = heads_of(cache);
         write_rows(k_cache, &step.rows, &states.k);

@@ -13,6 +13,9 @@ use tch::{Device, Kind, Tensor};
 use crate::error::KernelError;
 use crate::{ffi, upload};
 
+/// The widest head that flash attention knows.
+const WIDEST_HEAD: i64 = 256;
+
 /// One sequence: consecutive rows are queries, rows of some ranges their keys, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VarlenSequence {
@@ -134,6 +137,13 @@ impl VarlenPlan {
     pub fn gathered_rows(&self) -> Tensor {
         self.rows.to_kind(Kind::Int64)
     }
+}
+
+/// Whether [`attend`] can be used on queries `[T, heads, d]` and values `[R, kv_heads, d]`, as wide as they are: in bf16 on
+/// a GPU, for widths that flash attention knows.
+pub fn serves(q: &Tensor, v: &Tensor) -> bool {
+    let width = q.size()[2];
+    super::runs_on(q) && v.size()[2] == width && width % 8 == 0 && width <= WIDEST_HEAD
 }
 
 /// Attention within each sequence, on a GPU in half precision: flash attention, differentiable.

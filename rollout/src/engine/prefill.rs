@@ -69,11 +69,11 @@ impl Engine<'_> {
             .iter()
             .partition(|a| self.recorded_routing(a.id).is_some());
         for (new, replays) in [(free, false), (recorded, true)] {
-            let sequences: Vec<Part> = new
+            let parts: Vec<Part> = new
                 .into_iter()
                 .filter_map(|a| Part::of(*a, &self.active[&a.id.request].request.tokens, &[]))
                 .collect();
-            self.run_parts(&sequences, replays);
+            self.run_parts(&parts, replays);
         }
     }
 
