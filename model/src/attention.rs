@@ -13,6 +13,7 @@ use kernels::tch::{self, Kind, Tensor};
 use crate::config::ModelConfig;
 use crate::context::{DecodeContext, DocumentContext, PackContext};
 use crate::decode_graph::StepRecorder;
+use crate::dense_attention::attend_dense;
 use crate::gqa::GroupedQueryAttention;
 use crate::indexer::{Indexer, IndexerStates};
 use crate::indexer_loss;
@@ -38,7 +39,9 @@ impl AttentionRequest {
     /// Recorded keys of a document's tokens, as indices within it.
     pub(crate) fn replayed(&self, document: &DocumentContext) -> Option<Tensor> {
         match &self.selection {
-            Selection::Replay(keys) => Some(document.to_indices(&document.rows(keys), 0)),
+            Selection::Replay(keys) => {
+                Some(document.to_indices(&document.rows(keys), document.past))
+            }
             Selection::Free | Selection::Record => None,
         }
     }
@@ -50,6 +53,8 @@ pub(crate) struct CacheWrite<'a> {
     pub(crate) cache: &'a LayerCache,
     /// The cache's row of each token, `[T]` i64.
     pub(crate) rows: &'a Tensor,
+    /// The cache's row of each key of all documents, i64, where some continue what lies there.
+    pub(crate) key_rows: Option<&'a Tensor>,
 }
 
 /// Result of a packed pass.
@@ -117,7 +122,7 @@ impl HeadValues {
 pub(crate) struct Heads {
     /// `[L, heads, d]`.
     pub(crate) q: Tensor,
-    /// `[L, kv_heads, d]`.
+    /// `[L, kv_heads, d]`; before those of L lie those of tokens in the cache, where there are some.
     pub(crate) k: Tensor,
     pub(crate) v: HeadValues,
 }
@@ -149,6 +154,9 @@ pub(crate) trait MainAttention {
     /// Writes a pack's keys and values.
     fn write_prompts(&self, states: &Self::States, write: CacheWrite);
 
+    /// The same with what lies in `rows` of the cache in place of their own keys and values.
+    fn with_cached(&self, states: Self::States, cache: &LayerCache, rows: &Tensor) -> Self::States;
+
     /// Head outputs `[T, heads * v_head_dim]` of a whole pack over every visible key, all documents at once, with the
     /// cache written; `None` where only the way document by document can be gone.
     fn attend_pack(
@@ -157,6 +165,12 @@ pub(crate) trait MainAttention {
         _pack: &PackContext,
         _write: Option<CacheWrite>,
     ) -> Option<Tensor> {
+        None
+    }
+
+    /// Head outputs `[T, heads * v_head_dim]` of a whole pack over every visible key, all documents at once, where
+    /// `states` has the keys of all of them; `None` where only the way document by document can be gone.
+    fn attend_behind(&self, _states: &Self::States, _pack: &PackContext) -> Option<Tensor> {
         None
     }
 
@@ -288,17 +302,31 @@ impl AttentionLayer {
         request: &AttentionRequest,
         write: Option<CacheWrite>,
     ) -> AttentionOutput {
+        let key_rows = write.and_then(|write| Some((write.cache, write.key_rows?)));
         if self.needs_no_indexer(request, write)
+            && key_rows.is_none()
             && let Some(head_outputs) = main.attend_pack(h, pack, write)
         {
             return PackRecord::default().into_output(main.output(&head_outputs));
         }
-        let states = main.states(h, &pack.rotations.main);
-        let index = self.indexer_states(h, main.indexer_input(&states), pack, request, write);
+        let mut states = main.states(h, &pack.rotations.main);
+        let mut index = self.indexer_states(h, main.indexer_input(&states), pack, request, write);
         if let Some(write) = write {
             main.write_prompts(&states, write);
             if let (Some(index_k), Some(index)) = (&write.cache.index_k, &index) {
                 write_rows(index_k, write.rows, &index.k);
+            }
+        }
+        if let Some((cache, rows)) = key_rows {
+            assert!(!request.indexer_loss, "a loss over cached keys");
+            states = main.with_cached(states, cache, rows);
+            if let (Some(index_k), Some(index)) = (&cache.index_k, &mut index) {
+                index.k = index_k.index_select(0, rows);
+            }
+            if self.needs_no_indexer(request, write)
+                && let Some(head_outputs) = main.attend_behind(&states, pack)
+            {
+                return PackRecord::default().into_output(main.output(&head_outputs));
             }
         }
         let mut outputs = Vec::with_capacity(pack.documents.len());
@@ -326,7 +354,8 @@ impl AttentionLayer {
                         (indexer, request.attention, &request.selection)
                     {
                         let width = indexer.topk().min(document.most_visible);
-                        let all = selection::all_in_sight(document, 0, document.len, width);
+                        let all =
+                            selection::all_in_sight(document, document.past, document.len, width);
                         record.selected.push(all);
                     }
                     let heads = main.dense_heads(&states, document);
@@ -427,38 +456,4 @@ pub(crate) fn write_rows(cache: &Tensor, rows: &Tensor, values: &Tensor) {
     let _ = cache
         .shallow_clone()
         .index_put_(&[Some(rows)], values, false);
-}
-
-/// Attention of one document to every visible key, `[L, heads, dv]`.
-pub(crate) fn attend_dense(
-    heads: &Heads,
-    document: &DocumentContext,
-    softmax_scale: f64,
-) -> Tensor {
-    let HeadValues::Own(v) = &heads.v else {
-        panic!("dense attention takes values of their own");
-    };
-    let (width, v_width) = (heads.q.size()[2], v.size()[2]);
-    let batch = |x: &Tensor| {
-        // Zeros change no product, and kernels that keep no [L, L] want one width for all three.
-        let missing = width.max(v_width) - x.size()[2];
-        let x = match missing {
-            0 => x.shallow_clone(),
-            _ => x.constant_pad_nd([0, missing]),
-        };
-        x.transpose(0, 1).unsqueeze(0)
-    };
-    Tensor::scaled_dot_product_attention(
-        &batch(&heads.q),
-        &batch(&heads.k),
-        &batch(v),
-        document.visible(),
-        0.0,
-        document.visible().is_none(),
-        softmax_scale,
-        heads.q.size()[1] != heads.k.size()[1],
-    )
-    .squeeze_dim(0)
-    .transpose(0, 1)
-    .narrow(2, 0, v_width)
 }

@@ -10,6 +10,7 @@ pub mod checkpoint;
 pub mod config;
 mod context;
 pub mod decode_graph;
+mod dense_attention;
 mod experts;
 pub mod gguf;
 pub mod gqa;

@@ -138,7 +138,7 @@ impl MultiHeadLatentAttention {
         let (q_nope, q_pe) = (document.rows(&states.q_nope), document.rows(&states.q_pe));
         Heads {
             q: self.absorbed_queries(&q_nope, &q_pe),
-            k: document.rows(&states.latent).unsqueeze(1),
+            k: document.keys(&states.latent).unsqueeze(1),
             v: HeadValues::KeyPrefix(self.latent_rank),
         }
     }
@@ -178,8 +178,8 @@ impl MainAttention for MultiHeadLatentAttention {
 
     /// The expanded form.
     fn dense_heads(&self, states: &LatentStates, document: &DocumentContext) -> Heads {
-        let latent = document.rows(&states.latent);
-        let (len, width) = (document.len, self.nope_dim + self.v_dim);
+        let latent = document.keys(&states.latent);
+        let (len, width) = (document.num_keys(), self.nope_dim + self.v_dim);
         let kv = self
             .kv_b_proj
             .project(&latent.narrow(1, 0, self.latent_rank))
@@ -219,6 +219,13 @@ impl MainAttention for MultiHeadLatentAttention {
 
     fn write_prompts(&self, states: &LatentStates, write: CacheWrite) {
         write_rows(latents_of(write.cache), write.rows, &states.latent);
+    }
+
+    fn with_cached(&self, states: LatentStates, cache: &LayerCache, rows: &Tensor) -> LatentStates {
+        LatentStates {
+            latent: latents_of(cache).index_select(0, rows),
+            ..states
+        }
     }
 
     fn write_step(&self, states: &LatentStates, step: &DecodeContext, cache: &LayerCache) {

@@ -89,6 +89,8 @@ pub struct Engine<'a> {
     scheduler: Scheduler,
     /// By the order of submission.
     active: BTreeMap<usize, Active>,
+    /// Of the prompt that is run in parts.
+    part_of_prompt: prefill::PromptRecord,
     num_submitted: usize,
     stats: GenerationStats,
 }
@@ -140,6 +142,7 @@ impl<'a> Engine<'a> {
             num_settled: 0,
             scheduler: Scheduler::new(num_slots, memory.max_prefill_tokens),
             active: BTreeMap::new(),
+            part_of_prompt: prefill::PromptRecord::default(),
             num_submitted: 0,
             stats: GenerationStats::default(),
         }

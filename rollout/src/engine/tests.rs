@@ -2,6 +2,7 @@
 //! Weights are large, so that every token depends on its context.
 
 mod graphs;
+mod parts;
 mod preemption;
 mod replay;
 

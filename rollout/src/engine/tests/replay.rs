@@ -46,7 +46,7 @@ fn v32() -> ModelConfig {
     }
 }
 
-fn models() -> [(&'static str, ModelConfig); 5] {
+pub(super) fn models() -> [(&'static str, ModelConfig); 5] {
     [
         ("dense", config(false, false)),
         ("experts", config(true, false)),
