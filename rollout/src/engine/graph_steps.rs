@@ -35,13 +35,15 @@ impl Engine<'_> {
     /// # Errors
     /// As [`Engine::step`].
     pub fn settle(&mut self) -> Result<(), RolloutError> {
-        if let (Some(pending), Some(mut graphs)) = (self.pending.take(), self.graphs.take()) {
-            let start = Instant::now();
-            let read = self.read(&mut graphs, pending);
-            self.graphs = Some(graphs);
-            self.num_settled += read?;
-            self.stats.decode_secs += start.elapsed().as_secs_f64();
-        }
+        let Some(pending) = self.pending.take() else {
+            return Ok(());
+        };
+        let start = Instant::now();
+        let mut graphs = self.graphs.take().expect("they launched it");
+        let read = self.read(&mut graphs, pending);
+        self.graphs = Some(graphs);
+        self.num_settled += read?;
+        self.stats.decode_secs += start.elapsed().as_secs_f64();
         Ok(())
     }
 
