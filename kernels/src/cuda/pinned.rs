@@ -59,7 +59,7 @@ impl<T: Number> Deref for Pinned<T> {
 
     fn deref(&self) -> &[T] {
         // SAFETY: `len` initialised numbers, owned by self. Copies by the card are over when the host reads
-        // (`Queue::wait`).
+        // (`StepGraph::read`).
         unsafe { slice::from_raw_parts(self.start, self.len) }
     }
 }

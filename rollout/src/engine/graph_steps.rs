@@ -3,8 +3,10 @@
 //!
 //! What the host learns late is only which sequences a stop token has ended: the step ahead has a row for them that
 //! nobody reads. Nothing runs ahead where the next step may need more than one more token for each sequence: when
-//! samples wait for a slot that is free, pages run short, or a page has to be copied first. Draws are keyed by sample
-//! and position and rows don't depend on each other, so samples are the same with and without.
+//! samples wait for a slot that is free, pages run short, or a page has to be copied first. A row that nobody reads may
+//! write to a page that the step behind it has taken for another sequence; the card does steps in order, so the new owner
+//! writes last. Draws are keyed by sample and position, so samples are those of steps one by one, up to the rounding
+//! that the number of rows in a product makes.
 
 use std::time::Instant;
 

@@ -470,3 +470,44 @@ fn prompt_and_completion_must_fit_the_context() {
     let empty = check_fit(9, 0, 1, 64).unwrap_err().to_string();
     assert!(empty.contains("prompt 9 has no tokens"), "{empty}");
 }
+
+#[test]
+fn a_step_is_steady_unless_somebody_may_come_or_pages_run_short() {
+    let mut pages = Pages::new(2, 4, PAGE);
+    let mut scheduler = Scheduler::new(2, 100);
+    scheduler.add(0, 3, &[], 0..1);
+    scheduler.add(1, 3, &[], 0..2);
+    assert!(matches!(
+        scheduler.schedule(&mut pages),
+        Some(Step::Admit(_))
+    ));
+    (0..2).for_each(|slot| pages.write(slot, 0..3));
+    // The third sample waits and holds the prompt of the second, whose page is to be copied.
+    assert_eq!(scheduler.steady_live(&mut pages), None);
+    assert_eq!(
+        scheduler.schedule(&mut pages),
+        Some(Step::Decode { num_live: 2 })
+    );
+    pages.take_copies();
+    (0..2).for_each(|slot| pages.push(slot));
+    // No slot is free for it, but of the two pages that both need one is taken by the prompt.
+    assert_eq!(pages.num_free(), 1);
+    assert_eq!(scheduler.steady_live(&mut pages), None);
+    let first = SampleId {
+        request: 0,
+        sample: 0,
+    };
+    scheduler.finish_sample(first, &mut pages);
+    assert_eq!(scheduler.steady_live(&mut pages), None, "its slot is free");
+    assert!(matches!(
+        scheduler.schedule(&mut pages),
+        Some(Step::Admit(_))
+    ));
+    let second = scheduler.live(1).expect("it lives on");
+    let third = scheduler.live(0).expect("it has come");
+    assert_eq!((second.request, third.request), (1, 1));
+    scheduler.finish_sample(third, &mut pages);
+    // The last one moves into the gap.
+    assert_eq!(scheduler.steady_live(&mut pages), Some(1));
+    assert_eq!(scheduler.live(0), Some(second));
+}
