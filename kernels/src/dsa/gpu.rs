@@ -9,6 +9,7 @@
 pub mod attention;
 pub mod dense;
 pub mod indexer;
+pub mod masked;
 pub mod selftest;
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use tch::{Device, Kind, Tensor};
 use super::attention::SelectedAttention;
 use super::dense::head_probs_sum;
 use super::indexer::{IndexerGradients, IndexerKernels, IndexerTile, Visibility};
+use super::masked::{self, Library};
 use crate::autograd;
 use crate::decode::selftest::Outcome;
 use crate::dsa::{self, Values, reference};
@@ -33,6 +34,7 @@ pub fn run(device: Device, seed: i64) -> Result<Vec<Outcome>, KernelError> {
         outcomes: Vec::new(),
     };
     test.attention()?;
+    test.masked()?;
     test.indexer()?;
     test.selection();
     test.dense_loss()?;
@@ -119,6 +121,60 @@ impl Test {
             self.close(name("dk"), &nk.grad(), &wk.grad(), LIMIT);
             if let (Some(narrow), Some(wide)) = (nv, wv) {
                 self.close(name("dv"), &narrow.grad(), &wide.grad(), LIMIT);
+            }
+        }
+        Ok(())
+    }
+
+    /// The second way to the same: output, head sums and gradients.
+    fn masked(&mut self) -> Result<(), KernelError> {
+        let device = self.device;
+        for (heads, kv_heads, dim, v_dim, rows, len, topk) in [
+            (16, 16, 192, 128, 150, 333, 100),
+            (9, 3, 64, 64, 300, 300, 33),
+        ] {
+            let q = random(&[rows, heads, dim], device);
+            let k = random(&[len, kv_heads, dim], device);
+            let v = random(&[len, kv_heads, v_dim], device);
+            let selected = random_selection(rows, len, topk, device);
+            let grad = random(&[rows, heads, v_dim], device);
+            let starts = Tensor::zeros([rows], (Kind::Int64, device));
+            let visibility = Visibility {
+                first: len - rows,
+                trunk_len: len,
+                branch_starts: &starts,
+            };
+            let scale = (dim as f64).powf(-0.5);
+            let wide = |x: &Tensor| x.to_kind(Kind::Float).set_requires_grad(true);
+            let (wq, wk, wv) = (wide(&q), wide(&k), wide(&v));
+            let expected = reference::attend_selected(&wq, &wk, &wv, &selected, scale);
+            autograd::backward(&[expected.0.shallow_clone()], &[grad.to_kind(Kind::Float)])?;
+            for library in [Library::Cudnn, Library::Libtorch] {
+                let leaf = |x: &Tensor| x.detach().copy().set_requires_grad(true);
+                let (nq, nk, nv) = (leaf(&q), leaf(&k), leaf(&v));
+                poison_freed_memory(&[q.shallow_clone(), grad.shallow_clone()]);
+                let name =
+                    |part: &str| format!("masked by {library:?}, {heads} heads of {dim}, {part}");
+                let attended = match masked::attend(&nq, &nk, &nv, &selected, scale, library) {
+                    Ok(attended) => attended,
+                    Err(error) => {
+                        eprintln!("{}: {error}", name("forward"));
+                        continue;
+                    }
+                };
+                let lse = (&attended.lse, scale);
+                let sums = masked::head_probs_sum(&q, &k, &selected, visibility, lse);
+                let sums = sums.expect("sizes that the kernel knows");
+                let output = attended.output;
+                self.close(name("output"), &output, &expected.0, LIMIT);
+                self.close(name("head sums"), &sums, &expected.1, F32_LIMIT);
+                if let Err(error) = autograd::backward(&[output], &[grad.shallow_clone()]) {
+                    eprintln!("{}: {error}", name("backward"));
+                    continue;
+                }
+                self.close(name("dq"), &nq.grad(), &wq.grad(), LIMIT);
+                self.close(name("dk"), &nk.grad(), &wk.grad(), LIMIT);
+                self.close(name("dv"), &nv.grad(), &wv.grad(), LIMIT);
             }
         }
         Ok(())
