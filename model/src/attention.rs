@@ -6,9 +6,12 @@
 //! are the same and the dense kernel runs. Shapes: T tokens of a pack, L of a document, B cached
 //! sequences; dv the width of what heads attend to.
 
-use kernels::KernelError;
 use kernels::dsa::Values;
+use kernels::dsa::gpu::choice::{self, HeadShape, Problem, Way};
+use kernels::fused;
+use kernels::fused::varlen::{self, VarlenPlan};
 use kernels::tch::{self, Kind, Tensor};
+use kernels::{KernelError, autograd};
 
 use crate::config::ModelConfig;
 use crate::context::{DecodeContext, DocumentContext, PackContext};
@@ -122,6 +125,16 @@ pub(crate) struct Heads {
     pub(crate) v: HeadValues,
 }
 
+impl Heads {
+    /// The values of the expanded form, or of grouped queries.
+    fn own_values(&self) -> &Tensor {
+        match &self.v {
+            HeadValues::Own(v) => v,
+            HeadValues::KeyPrefix(_) => panic!("dense attention takes values of their own"),
+        }
+    }
+}
+
 /// The part of attention in which the families differ.
 pub(crate) trait MainAttention {
     /// What tokens are projected to, over a pack or a decode step.
@@ -142,6 +155,9 @@ pub(crate) trait MainAttention {
         document: &DocumentContext,
         gathers: bool,
     ) -> Heads;
+
+    /// Both of these forms in numbers.
+    fn head_shape(&self) -> HeadShape;
 
     /// Attended values `[L, heads, dv]` to head outputs `[L, heads * v_head_dim]`.
     fn head_outputs(&self, attended: &Tensor, heads: &Heads) -> Tensor;
@@ -288,10 +304,14 @@ impl AttentionLayer {
         request: &AttentionRequest,
         write: Option<CacheWrite>,
     ) -> AttentionOutput {
-        if self.needs_no_indexer(request, write)
+        if self.needs_no_indexer(pack, request, write)
             && let Some(head_outputs) = main.attend_pack(h, pack, write)
         {
-            return PackRecord::default().into_output(main.output(&head_outputs));
+            let mut record = PackRecord::default();
+            for document in &pack.documents {
+                self.record_all_in_sight(document, request, &mut record);
+            }
+            return record.into_output(main.output(&head_outputs));
         }
         let states = main.states(h, &pack.rotations.main);
         let index = self.indexer_states(h, main.indexer_input(&states), pack, request, write);
@@ -305,30 +325,28 @@ impl AttentionLayer {
         let mut record = PackRecord::default();
         for document in &pack.documents {
             let index = index.as_ref().map(|index| index.of_document(document));
-            let selects = |indexer: &Indexer| {
+            let way = self.way(main, document);
+            let selects = |index: &IndexerStates| {
+                // Without kernels the loss is that of a selection, of all keys too.
+                let has_choice = way != Some(Way::Dense);
                 request.attention == Attention::Sparse
-                    && (document.most_visible > indexer.topk() || request.indexer_loss)
+                    && (has_choice || request.indexer_loss && !index.has_kernels())
             };
             let (heads, attended) = match (&self.indexer, index) {
-                (Some(indexer), Some(index)) if selects(indexer) => {
+                (Some(indexer), Some(index)) if selects(&index) => {
                     let sparse = SparseAttention {
                         indexer,
                         document,
                         request,
                         num_heads: self.num_heads,
                         softmax_scale: self.softmax_scale,
+                        way: way.expect("the layer has an indexer"),
                     };
                     let heads = |gathers| main.sparse_heads(&states, document, gathers);
                     sparse.attend(heads, index, &mut record)
                 }
-                (indexer, index) => {
-                    if let (Some(indexer), Attention::Sparse, Selection::Record) =
-                        (indexer, request.attention, &request.selection)
-                    {
-                        let width = indexer.topk().min(document.most_visible);
-                        let all = selection::all_in_sight(document, 0, document.len, width);
-                        record.selected.push(all);
-                    }
+                (_, index) => {
+                    self.record_all_in_sight(document, request, &mut record);
                     let heads = main.dense_heads(&states, document);
                     if let (true, Some(index)) = (request.indexer_loss, index) {
                         let scale = self.softmax_scale;
@@ -344,10 +362,50 @@ impl AttentionLayer {
         record.into_output(main.output(&Tensor::cat(&outputs, 0)))
     }
 
+    /// How a document attends sparsely on a GPU; nothing without an indexer.
+    fn way<M: MainAttention>(&self, main: &M, document: &DocumentContext) -> Option<Way> {
+        let indexer = self.indexer.as_ref()?;
+        Some(choice::choose(&Problem {
+            len: document.len,
+            most_visible: document.most_visible,
+            topk: indexer.topk(),
+            learns: autograd::is_enabled(),
+            shape: main.head_shape(),
+        }))
+    }
+
     /// Whether this pass neither asks nor trains an indexer, nor writes its keys.
-    fn needs_no_indexer(&self, request: &AttentionRequest, write: Option<CacheWrite>) -> bool {
-        let is_dense = request.attention == Attention::Dense && !request.indexer_loss;
-        self.indexer.is_none() || (is_dense && write.is_none())
+    fn needs_no_indexer(
+        &self,
+        pack: &PackContext,
+        request: &AttentionRequest,
+        write: Option<CacheWrite>,
+    ) -> bool {
+        let Some(indexer) = &self.indexer else {
+            return true;
+        };
+        let selects = request.attention == Attention::Sparse
+            && pack
+                .documents
+                .iter()
+                .any(|document| document.most_visible > indexer.topk());
+        !selects && !request.indexer_loss && write.is_none()
+    }
+
+    /// Records the selection of a document in which every query attends to all it sees.
+    fn record_all_in_sight(
+        &self,
+        document: &DocumentContext,
+        request: &AttentionRequest,
+        record: &mut PackRecord,
+    ) {
+        if let (Some(indexer), Attention::Sparse, Selection::Record) =
+            (&self.indexer, request.attention, &request.selection)
+        {
+            let width = indexer.topk().min(document.most_visible);
+            let all = selection::all_in_sight(document, 0, document.len, width);
+            record.selected.push(all);
+        }
     }
 
     /// The indexer's states, where this pass needs them; tracked by autograd only for its loss.
@@ -435,19 +493,12 @@ pub(crate) fn attend_dense(
     document: &DocumentContext,
     softmax_scale: f64,
 ) -> Tensor {
-    let HeadValues::Own(v) = &heads.v else {
-        panic!("dense attention takes values of their own");
-    };
+    let v = heads.own_values();
     let (width, v_width) = (heads.q.size()[2], v.size()[2]);
-    let batch = |x: &Tensor| {
-        // Zeros change no product, and kernels that keep no [L, L] want one width for all three.
-        let missing = width.max(v_width) - x.size()[2];
-        let x = match missing {
-            0 => x.shallow_clone(),
-            _ => x.constant_pad_nd([0, missing]),
-        };
-        x.transpose(0, 1).unsqueeze(0)
-    };
+    if document.is_branched() && knows_sequences(&heads.q, width, v_width) {
+        return attend_sequences(heads, document.varlen_plan(), softmax_scale);
+    }
+    let batch = |x: &Tensor| of_width(x, width.max(v_width)).transpose(0, 1).unsqueeze(0);
     Tensor::scaled_dot_product_attention(
         &batch(&heads.q),
         &batch(&heads.k),
@@ -461,4 +512,34 @@ pub(crate) fn attend_dense(
     .squeeze_dim(0)
     .transpose(0, 1)
     .narrow(2, 0, v_width)
+}
+
+/// Whether [`attend_sequences`] takes heads of these widths, of the type and on the device of `x`.
+pub(crate) fn knows_sequences(x: &Tensor, width: i64, v_width: i64) -> bool {
+    fused::runs_on(x) && width % 16 == 0 && v_width <= width && width <= 256
+}
+
+/// Attention of all sequences of `plan` at once to every key they see, on a GPU in half precision: `heads` and the result
+/// `[T, heads, dv]` over the plan's rows.
+pub(crate) fn attend_sequences(heads: &Heads, plan: &VarlenPlan, softmax_scale: f64) -> Tensor {
+    let v = heads.own_values();
+    let (width, v_width) = (heads.q.size()[2], v.size()[2]);
+    let rows = plan.gathered_rows();
+    let gathered = |x: &Tensor| match rows.size()[0] == x.size()[0] {
+        // Without branches rows are gathered in their own order.
+        true => x.shallow_clone(),
+        false => x.index_select(0, &rows),
+    };
+    let (k, v) = (gathered(&heads.k), of_width(&gathered(v), width));
+    varlen::attend(&heads.q, &k, &v, plan, softmax_scale)
+        .expect("flash attention knows bf16 heads of up to 256")
+        .narrow(2, 0, v_width)
+}
+
+/// `x` `[.., width]`, zeros added: they change no product, and kernels that keep no [L, L] want one width for all three.
+fn of_width(x: &Tensor, width: i64) -> Tensor {
+    match width - x.size()[x.dim() - 1] {
+        0 => x.shallow_clone(),
+        missing => x.constant_pad_nd([0, missing]),
+    }
 }

@@ -9,7 +9,7 @@ use kernels::autograd;
 use kernels::dsa::Values;
 use kernels::dsa::gpu::attention::SelectedAttention;
 use kernels::dsa::gpu::indexer::IndexerKernels;
-use kernels::dsa::gpu::masked::{self, Library};
+use kernels::dsa::gpu::masked::{Library, MaskedAttention};
 use kernels::tch::{Device, Tensor};
 
 use super::sparse::{Inputs, Measured, TOPK, backward, measure, random, wait_for};
@@ -130,27 +130,15 @@ impl Heads {
     }
 
     fn masked(&self, selected: &Tensor, library: Library, rows_at_once: i64) -> Option<Tensor> {
-        let v = self.v.as_ref()?;
-        let len = self.q.size()[0];
-        let mut outputs = Vec::new();
-        let mut first = 0;
-        while first < len {
-            let rows = rows_at_once.min(len - first);
-            let (q, selected) = (
-                self.q.narrow(0, first, rows),
-                selected.narrow(0, first, rows),
-            );
-            let [k, v] = [&self.k, v].map(|x| x.narrow(0, 0, first + rows));
-            match masked::attend(&q, &k, &v, &selected, self.scale(), library) {
-                Ok(attended) => outputs.push(attended.output),
-                Err(error) => {
-                    eprintln!("{library:?}: {error}");
-                    return None;
-                }
+        let heads = (&self.q, &self.k, self.v.as_ref()?);
+        let mut attention = MaskedAttention::by(library, rows_at_once, heads, self.scale())?;
+        match attention.attend(0, selected) {
+            Ok(()) => Some(attention.into_output()),
+            Err(error) => {
+                eprintln!("{library:?}: {error}");
+                None
             }
-            first += rows;
         }
-        Some(Tensor::cat(&outputs, 0))
     }
 
     fn causal(&self) -> Option<Tensor> {

@@ -9,11 +9,16 @@ use tch::{Kind, Tensor};
 
 use super::dense;
 use super::indexer::Visibility;
+use super::stream;
 use crate::error::KernelError;
 use crate::ffi;
 
 /// Rows of a mask begin at multiples of so many numbers.
 const ALIGNMENT: i64 = 16;
+
+/// Rows that are worked on at once.
+const ROWS_AT_ONCE: i64 = 1024;
+const LIBRARY: Library = Library::Cudnn;
 
 /// Whose kernels compute it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,86 +41,142 @@ fn bias(selected: &Tensor, num_keys: i64) -> Tensor {
         .narrow(1, 0, num_keys)
 }
 
-/// What [`attend`] makes of some rows.
+/// Attention of a document's queries to their selected keys, given rows at a time: as [`super::attention::SelectedAttention`].
 #[derive(Debug)]
-pub struct MaskedRows {
-    /// `[Q,heads,dv]` bf16, differentiable.
-    pub output: Tensor,
-    /// log sum_s exp(scale q . k) over selected keys, `[Q,heads]` f32.
-    pub lse: Tensor,
-}
-
-/// Attention of `rows` queries to the keys of `selected`, those of one document up to the last row.
-///
-/// # Shapes
-/// q `[Q,heads,d]`, k `[S,kv_heads,d]`, v `[S,kv_heads,dv]`, bf16, widths multiples of 8; selected `[Q,K]`.
-///
-/// # Errors
-/// [`KernelError::Libtorch`] for what the library's kernels don't know.
-pub fn attend(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    selected: &Tensor,
+pub struct MaskedAttention {
+    /// `[Q,heads,d]`.
+    q: Tensor,
+    /// `[S,kv_heads,d]`.
+    k: Tensor,
+    /// `[S,kv_heads,dv]`.
+    v: Tensor,
     scale: f64,
     library: Library,
-) -> Result<MaskedRows, KernelError> {
-    let (rows, heads, _) = q.size3().expect("q is [Q, heads, d]");
-    let group = heads / k.size()[1];
-    let of_heads = |x: &Tensor| match group {
-        1 => x.transpose(0, 1).unsqueeze(0),
-        _ => x
-            .transpose(0, 1)
-            .repeat_interleave_self_int(group, 0, None)
-            .unsqueeze(0),
-    };
-    let bias = bias(selected, k.size()[0]);
-    let inputs = [
-        q.transpose(0, 1).unsqueeze(0),
-        of_heads(k),
-        of_heads(v),
-        bias,
-    ];
-    let lent = ffi::lend(&inputs);
-    let (mut output, mut lse) = (std::ptr::null_mut(), std::ptr::null_mut());
-    // SAFETY: pointers borrowed from live tensors; the shim fills both results where it succeeds.
-    let code = unsafe {
-        ffi::baleen_masked_attention(
-            lent[0],
-            lent[1],
-            lent[2],
-            lent[3],
-            scale,
-            (library == Library::Cudnn).into(),
-            &mut output,
-            &mut lse,
-        )
-    };
-    ffi::check("masked::attend", code)?;
-    // SAFETY: handed out just now.
-    let [output, lse] = [output, lse].map(|x| unsafe { ffi::take(x) }.expect("a defined tensor"));
-    // Rows of the sums are padded, or have a last side of 1.
-    let lse = lse.detach().reshape([heads, -1]).narrow(1, 0, rows);
-    Ok(MaskedRows {
-        output: output.squeeze_dim(0).transpose(0, 1),
-        lse: lse.transpose(0, 1),
-    })
+    /// Rows worked on at once.
+    rows_at_once: i64,
+    /// `[rows,heads,dv]` each, with their history.
+    outputs: Vec<Tensor>,
+    /// log sum_s exp(scale q . k) over selected keys, `[Q,heads]` f32.
+    lse: Tensor,
 }
 
-/// sum_h P[t,h,j] of rows that attended with `lse` `[Q,heads]`: `[Q,K]` f32, 0 at absent entries; `None` where
-/// [`dense::head_probs_sum_of`] can't.
-pub fn head_probs_sum(
-    q: &Tensor,
-    k: &Tensor,
-    selected: &Tensor,
-    visibility: Visibility,
-    (lse, scale): (&Tensor, f64),
-) -> Option<Tensor> {
-    let all = dense::head_probs_sum_of(q, k, visibility, scale, Some(lse))?;
-    let columns = selected.to_kind(Kind::Int64);
-    let is_absent = columns.lt(0);
-    let sums = all.gather(1, &columns.clamp_min(0), false);
-    Some(sums.masked_fill(&is_absent, 0.0))
+impl MaskedAttention {
+    /// `None` on CPUs, in types other than bf16, for widths that are no multiples of 16, and on cards whose shared memory is too
+    /// small for [`dense::head_probs_sum`].
+    ///
+    /// # Shapes
+    /// q `[Q,n_heads,d]`, k `[Q,n_kv,d]`, v `[Q,n_kv,dv]`, all of one document.
+    pub fn new(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Option<MaskedAttention> {
+        MaskedAttention::by(LIBRARY, ROWS_AT_ONCE, (q, k, v), scale)
+    }
+
+    /// By a library, some rows at a time.
+    pub fn by(
+        library: Library,
+        rows_at_once: i64,
+        (q, k, v): (&Tensor, &Tensor, &Tensor),
+        scale: f64,
+    ) -> Option<MaskedAttention> {
+        let (num_queries, heads, dim) = q.size3().expect("q is [Q, n_heads, d]");
+        let is_known = [dim, v.size()[2]].iter().all(|width| width % 16 == 0)
+            && k.kind() == Kind::BFloat16
+            && v.kind() == Kind::BFloat16;
+        stream(q).filter(|stream| is_known && dense::fits(dim, stream))?;
+        Some(MaskedAttention {
+            q: q.shallow_clone(),
+            k: k.shallow_clone(),
+            v: v.shallow_clone(),
+            scale,
+            library,
+            rows_at_once,
+            outputs: Vec::new(),
+            lse: Tensor::empty([num_queries, heads], (Kind::Float, q.device())),
+        })
+    }
+
+    /// Attends with the queries from `first` on, those behind the ones that attended before, to the keys of `selected` `[rows,K]`: i32
+    /// or i64, -1 for absent, at least one.
+    ///
+    /// # Errors
+    /// [`KernelError::Libtorch`] for what the library's kernels don't know.
+    pub fn attend(&mut self, first: i64, selected: &Tensor) -> Result<(), KernelError> {
+        let end = first + selected.size()[0];
+        let mut from = first;
+        while from < end {
+            let rows = self.rows_at_once.min(end - from);
+            let selected = selected.narrow(0, from - first, rows);
+            let output = self.attend_rows(from, rows, &selected)?;
+            self.outputs.push(output);
+            from += rows;
+        }
+        Ok(())
+    }
+
+    fn attend_rows(&self, first: i64, rows: i64, selected: &Tensor) -> Result<Tensor, KernelError> {
+        let num_keys = first + rows;
+        let heads = self.q.size()[1];
+        let group = heads / self.k.size()[1];
+        let batch = |x: &Tensor| x.transpose(0, 1).unsqueeze(0);
+        let of_heads = |x: &Tensor| {
+            let seen = batch(&x.narrow(0, 0, num_keys));
+            match group {
+                1 => seen,
+                _ => seen.repeat_interleave_self_int(group, 1, None),
+            }
+        };
+        let lent = [
+            batch(&self.q.narrow(0, first, rows)),
+            of_heads(&self.k),
+            of_heads(&self.v),
+            bias(selected, num_keys),
+        ];
+        let lent = ffi::lend(&lent);
+        let (mut output, mut lse) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: pointers borrowed from live tensors; the shim fills both results where it succeeds.
+        let code = unsafe {
+            ffi::baleen_masked_attention(
+                lent[0],
+                lent[1],
+                lent[2],
+                lent[3],
+                self.scale,
+                (self.library == Library::Cudnn).into(),
+                &mut output,
+                &mut lse,
+            )
+        };
+        ffi::check("masked attention", code)?;
+        // SAFETY: handed out just now.
+        let [output, lse] =
+            [output, lse].map(|x| unsafe { ffi::take(x) }.expect("a defined tensor"));
+        // Rows of the sums are padded, or have a last side of 1.
+        let lse = lse.detach().reshape([heads, -1]).narrow(1, 0, rows);
+        let own = self.lse.narrow(0, first, rows);
+        own.shallow_clone().copy_(&lse.transpose(0, 1));
+        Ok(output.squeeze_dim(0).transpose(0, 1))
+    }
+
+    /// sum_h P[t,h,j] of the queries from `visibility.first` on, which have attended to the keys of `selected` `[rows,K]`: as large, f32,
+    /// 0 at absent entries.
+    pub fn head_probs_sum(&self, selected: &Tensor, visibility: Visibility) -> Tensor {
+        let (first, rows) = (visibility.first, selected.size()[0]);
+        let (q, lse) = (
+            self.q.narrow(0, first, rows),
+            self.lse.narrow(0, first, rows),
+        );
+        let k = self.k.narrow(0, 0, first + rows);
+        let all = dense::head_probs_sum_of(&q, &k, visibility, self.scale, Some(&lse))
+            .expect("sizes were checked");
+        let columns = selected.to_kind(Kind::Int64);
+        let is_absent = columns.lt(0);
+        let sums = all.gather(1, &columns.clamp_min(0), false);
+        sums.masked_fill(&is_absent, 0.0)
+    }
+
+    /// The attended values `[Q,heads,dv]` in bf16, once all queries have attended.
+    pub fn into_output(self) -> Tensor {
+        Tensor::cat(&self.outputs, 0)
+    }
 }
 
 #[cfg(test)]

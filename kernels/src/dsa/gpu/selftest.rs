@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 use super::attention::SelectedAttention;
 use super::dense::head_probs_sum;
 use super::indexer::{IndexerGradients, IndexerKernels, IndexerTile, Visibility};
-use super::masked::{self, Library};
+use super::masked::{Library, MaskedAttention};
 use crate::autograd;
 use crate::decode::selftest::Outcome;
 use crate::dsa::{self, Values, reference};
@@ -129,10 +129,10 @@ impl Test {
     /// The second way to the same: output, head sums and gradients.
     fn masked(&mut self) -> Result<(), KernelError> {
         let device = self.device;
-        for (heads, kv_heads, dim, v_dim, rows, len, topk) in [
-            (16, 16, 192, 128, 150, 333, 100),
-            (9, 3, 64, 64, 300, 300, 33),
-        ] {
+        for (heads, kv_heads, dim, v_dim, len, topk) in
+            [(16, 16, 192, 128, 333, 100), (9, 3, 64, 64, 300, 33)]
+        {
+            let rows = len;
             let q = random(&[rows, heads, dim], device);
             let k = random(&[len, kv_heads, dim], device);
             let v = random(&[len, kv_heads, v_dim], device);
@@ -155,17 +155,14 @@ impl Test {
                 poison_freed_memory(&[q.shallow_clone(), grad.shallow_clone()]);
                 let name =
                     |part: &str| format!("masked by {library:?}, {heads} heads of {dim}, {part}");
-                let attended = match masked::attend(&nq, &nk, &nv, &selected, scale, library) {
-                    Ok(attended) => attended,
-                    Err(error) => {
-                        eprintln!("{}: {error}", name("forward"));
-                        continue;
-                    }
-                };
-                let lse = (&attended.lse, scale);
-                let sums = masked::head_probs_sum(&q, &k, &selected, visibility, lse);
-                let sums = sums.expect("sizes that the kernel knows");
-                let output = attended.output;
+                let mut attention =
+                    MaskedAttention::by(library, 100, (&nq, &nk, &nv), scale).expect("known sizes");
+                if let Err(error) = attention.attend(0, &selected) {
+                    eprintln!("{}: {error}", name("forward"));
+                    continue;
+                }
+                let sums = attention.head_probs_sum(&selected, visibility);
+                let output = attention.into_output();
                 self.close(name("output"), &output, &expected.0, LIMIT);
                 self.close(name("head sums"), &sums, &expected.1, F32_LIMIT);
                 if let Err(error) = autograd::backward(&[output], &[grad.shallow_clone()]) {
