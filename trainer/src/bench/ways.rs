@@ -5,17 +5,19 @@
 //! kernels take the absorbed form, 128 heads of 576 that share keys; the others the expanded one, 128 heads of 192 with values of
 //! 128), and grouped queries, 32 heads of 128 that share 4 heads of keys. 2,048 keys are selected. Inputs are random.
 
-use kernels::autograd;
 use kernels::dsa::Values;
 use kernels::dsa::gpu::attention::SelectedAttention;
+use kernels::dsa::gpu::choice::{HeadShape, Problem, Way, choose};
 use kernels::dsa::gpu::indexer::IndexerKernels;
-use kernels::dsa::gpu::masked::{Library, MaskedAttention};
+use kernels::dsa::gpu::masked::MaskedAttention;
 use kernels::tch::{Device, Tensor};
 
-use super::sparse::{Inputs, Measured, TOPK, backward, measure, random, wait_for};
+use super::sparse::{Inputs, TOPK, backward, measure, random, wait_for};
 use super::timing::{Timing, secs};
 use crate::error::TrainerError;
 
+/// The longest document that dense kernels are given under a mask.
+const LONGEST_MASKED: i64 = 16_384;
 const LENGTHS: [i64; 7] = [1024, 2048, 3072, 4096, 6144, 8192, 16_384];
 
 /// One form of a layer's heads.
@@ -33,6 +35,17 @@ struct Shape {
     name: &'static str,
     gathered: Form,
     dense: Form,
+}
+
+impl Shape {
+    fn heads(&self) -> HeadShape {
+        HeadShape {
+            heads: self.gathered.heads,
+            gathered_kv_heads: self.gathered.kv_heads,
+            gathered: [self.gathered.dim, self.gathered.v_dim],
+            dense: [self.dense.dim, self.dense.v_dim],
+        }
+    }
 }
 
 const SHAPES: [Shape; 2] = [
@@ -94,19 +107,15 @@ impl Heads {
         (self.form.dim.min(192) as f64).powf(-0.5)
     }
 
+    /// `None` where `attend` gives nothing.
     fn measure(
         &self,
         timing: Timing,
         attend: impl Fn() -> Option<Tensor>,
-    ) -> Result<Option<Measured>, TrainerError> {
+    ) -> Result<Option<Times>, TrainerError> {
         let mut leaves = vec![&self.q, &self.k];
         leaves.extend(&self.v);
-        // Not every library knows every shape, forward or backward.
-        let Some(output) = attend() else {
-            return Ok(None);
-        };
-        if let Err(error) = autograd::backward(&[output], &[self.grad.shallow_clone()]) {
-            eprintln!("backward: {error}");
+        if attend().is_none() {
             return Ok(None);
         }
         let measured = measure(self.q.device(), timing, &leaves, || {
@@ -115,7 +124,8 @@ impl Heads {
             let back = output.map_or(0.0, |output| backward(&output, &self.grad, &self.q));
             (0.0, forward, back)
         })?;
-        Ok(Some(measured))
+        let forward = measured.forward;
+        Ok(Some([forward, forward + measured.backward]))
     }
 
     fn gathered(&self, selected: &Tensor) -> Option<Tensor> {
@@ -129,16 +139,11 @@ impl Heads {
         Some(attention.into_output())
     }
 
-    fn masked(&self, selected: &Tensor, library: Library, rows_at_once: i64) -> Option<Tensor> {
-        let heads = (&self.q, &self.k, self.v.as_ref()?);
-        let mut attention = MaskedAttention::by(library, rows_at_once, heads, self.scale())?;
-        match attention.attend(0, selected) {
-            Ok(()) => Some(attention.into_output()),
-            Err(error) => {
-                eprintln!("{library:?}: {error}");
-                None
-            }
-        }
+    fn masked(&self, selected: &Tensor) -> Option<Tensor> {
+        let (q, k, v) = (&self.q, &self.k, self.v.as_ref()?);
+        let mut attention = MaskedAttention::new(q, k, v, self.scale())?;
+        attention.attend(0, selected).ok()?;
+        Some(attention.into_output())
     }
 
     fn causal(&self) -> Option<Tensor> {
@@ -164,7 +169,10 @@ impl Heads {
     }
 }
 
-/// Measures and prints a row for every shape, length and way.
+/// Seconds of a pass forward, and of one forward and back.
+type Times = [f64; 2];
+
+/// Measures and prints a row for every shape and length.
 ///
 /// # Errors
 /// No GPU, and errors of `print`.
@@ -176,52 +184,112 @@ pub(super) fn run<E: From<TrainerError>>(
     let inputs = Inputs::new(device, 64);
     let Some(kernels) = IndexerKernels::of(&inputs.index_q, &inputs.index_k) else {
         return print(
-            "\nways: measured on a GPU only, with the kernels' libraries in reach (docs/gpu.md)",
+            "\nsparse-ways: measured on a GPU only, with the kernels' libraries in reach (docs/gpu.md)",
         );
     };
     for shape in SHAPES {
-        print(&format!(
-            "\n{}\n{:>6}  {:<29}{:>12}{:>13}{:>12}",
-            shape.name, "tokens", "way", "forward, ms", "backward, ms", "memory, GB"
-        ))?;
+        print(&format!("\n{}", header(shape.name)))?;
         for len in LENGTHS {
             let selected = Inputs::new(device, len).selected(kernels);
             let selected = selected.narrow(1, 0, TOPK.min(len)).contiguous();
-            let mut show = |name: &str, measured: Option<Measured>| match measured {
-                Some(measured) => print(&row(len, name, &measured)),
-                None => Ok(()),
-            };
-            {
+            let gathered = {
                 let heads = Heads::new(shape.gathered, len, device);
-                show(
-                    "gathered",
-                    heads.measure(timing, || heads.gathered(&selected))?,
-                )?;
-            }
+                heads.measure(timing, || heads.gathered(&selected))?
+            };
             let heads = Heads::new(shape.dense, len, device);
-            show("causal", heads.measure(timing, || heads.causal())?)?;
-            for library in [Library::Libtorch, Library::Cudnn] {
-                for rows in [len, 2048, 1024, 512] {
-                    if len > 8192 || (rows != len && rows > len / 2) {
-                        continue;
-                    }
-                    let way = || heads.masked(&selected, library, rows);
-                    show(
-                        &format!("masked {library:?} {rows}"),
-                        heads.measure(timing, way)?,
-                    )?;
-                }
+            let causal = heads.measure(timing, || heads.causal())?;
+            let masked = match len <= LONGEST_MASKED {
+                true => heads.measure(timing, || heads.masked(&selected))?,
+                false => None,
+            };
+            for line in rows(&shape, len, [gathered, masked, causal]) {
+                print(&line)?;
             }
         }
     }
     Ok(())
 }
 
-fn row(len: i64, name: &str, measured: &Measured) -> String {
+/// A row forward and one forward and back: times of the ways gathered, masked and dense, the choice, and its time over the best one.
+fn rows(shape: &Shape, len: i64, times: [Option<Times>; 3]) -> [String; 2] {
+    [(0, "forward"), (1, "forward, backward")].map(|(part, name)| {
+        let way = choose(&Problem {
+            len,
+            most_visible: len,
+            topk: TOPK,
+            learns: part == 1,
+            shape: shape.heads(),
+        });
+        let times = times.map(|times| times.map(|times| times[part]));
+        let ms =
+            |secs: Option<f64>| secs.map_or("-".to_string(), |secs| format!("{:.2}", secs * 1e3));
+        format!(
+            "{len:>6}  {name:<18}{:>10}{:>10}{:>10}  {:<10}{:>6}",
+            ms(times[0]),
+            ms(times[1]),
+            ms(times[2]),
+            format!("{way:?}").to_lowercase(),
+            over_best(way, len, times).map_or("-".to_string(), |share| format!("{share:.2}"))
+        )
+    })
+}
+
+/// The time of `way` over that of the fastest way to the same result, where `times` are those of gathered, masked and dense attention.
+fn over_best(way: Way, len: i64, [gathered, masked, causal]: [Option<f64>; 3]) -> Option<f64> {
+    // Where keys are left out, dense attention is another result.
+    let causal = causal.filter(|_| len <= TOPK);
+    let chosen = match way {
+        Way::Gathered => gathered,
+        Way::Masked => masked,
+        Way::Dense => causal,
+    };
+    let best = [gathered, masked, causal]
+        .into_iter()
+        .flatten()
+        .reduce(f64::min);
+    Some(chosen? / best?)
+}
+
+fn header(name: &str) -> String {
     format!(
-        "{len:>6}  {name:<29}{:>12.2}{:>13.2}{:>12.2}",
-        measured.forward * 1e3,
-        measured.backward * 1e3,
-        measured.peak_bytes as f64 / 1e9
+        "{:<26}{:>10}{:>10}{:>10}  {:<10}{:>6}",
+        format!("{name}, ms"),
+        "gathered",
+        "masked",
+        "dense",
+        "choice",
+        "/ best"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_choice_is_compared_with_ways_to_the_same_result() {
+        let times = [Some(3.0), Some(2.0), Some(1.0)];
+        assert_eq!(over_best(Way::Gathered, TOPK, times), Some(3.0));
+        assert_eq!(over_best(Way::Gathered, TOPK + 1, times), Some(1.5));
+        assert_eq!(over_best(Way::Masked, TOPK + 1, times), Some(1.0));
+        assert_eq!(
+            over_best(Way::Gathered, TOPK + 1, [Some(3.0), None, None]),
+            Some(1.0)
+        );
+        assert_eq!(
+            over_best(Way::Masked, TOPK + 1, [Some(3.0), None, None]),
+            None
+        );
+    }
+
+    #[test]
+    fn a_row_stands_below_its_header() {
+        let [forward, _] = rows(
+            &SHAPES[0],
+            1024,
+            [Some([3e-3, 9e-3]), None, Some([1e-3, 4e-3])],
+        );
+        assert_eq!(forward.len(), header("").len());
+        assert!(forward.ends_with("dense       1.00"), "{forward}");
+    }
 }
