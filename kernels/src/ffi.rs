@@ -91,7 +91,6 @@ unsafe extern "C" {
         v: RawTensor,
         bias: RawTensor,
         scale: f64,
-        by_cudnn: c_int,
         output: *mut RawTensor,
         lse: *mut RawTensor,
     ) -> c_int;

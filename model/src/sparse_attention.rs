@@ -89,8 +89,7 @@ impl SparseAttention<'_> {
         let width = self.indexer.topk().min(document.len);
         let mut tiles = Tiles::new(self, width);
         let mut loss = TiledLoss::new(index, self.request.indexer_loss);
-        let rows_at_once =
-            (GPU_SCORES / document.len).clamp(SPARSE_TILE, document.len.max(SPARSE_TILE));
+        let rows_at_once = (GPU_SCORES / document.len / SPARSE_TILE * SPARSE_TILE).max(SPARSE_TILE);
         let mut first = 0;
         while first < document.len {
             let rows = rows_at_once.min(document.len - first);
@@ -187,7 +186,7 @@ impl GpuAttention {
             GpuAttention::Gathered(attention) => attention.attend(first, selected),
             GpuAttention::Masked(attention) => attention
                 .attend(first, selected)
-                .expect("bf16 heads of widths that are multiples of 16"),
+                .expect("cuDNN knows bf16 heads of up to 192"),
         }
     }
 

@@ -1,9 +1,11 @@
 //! The ways to attend to a document's selected keys, side by side by length: what `kernels::dsa::gpu::choice` rests on.
 //!
-//! All of them give the same result: the kernels for gathered keys; dense attention under a mask of the others, by libtorch's kernels or
-//! by cuDNN's; and, where a document has no more tokens than keys are selected, dense causal attention. Two shapes: DeepSeek-V3.2's (the
+//! All of them give the same result: the kernels for gathered keys; dense attention under a mask of the others;
+//! and, where a document has no more tokens than keys are selected, dense causal attention. Three shapes: DeepSeek-V3.2's (the
 //! kernels take the absorbed form, 128 heads of 576 that share keys; the others the expanded one, 128 heads of 192 with values of
-//! 128), and grouped queries, 32 heads of 128 that share 4 heads of keys. 2,048 keys are selected. Inputs are random.
+//! 128), the same with the 16 heads of
+//! DeepSeek-V2-Lite, and grouped queries, 32 heads of 128 that share 4 heads of keys. 2,048 keys are selected. Inputs are random.
+//! The first pass of a size under a mask is told apart: cuDNN plans then.
 
 use kernels::dsa::Values;
 use kernels::dsa::gpu::attention::SelectedAttention;
@@ -48,7 +50,7 @@ impl Shape {
     }
 }
 
-const SHAPES: [Shape; 2] = [
+const SHAPES: [Shape; 3] = [
     Shape {
         name: "latent, 128 heads",
         gathered: Form {
@@ -61,6 +63,23 @@ const SHAPES: [Shape; 2] = [
         dense: Form {
             heads: 128,
             kv_heads: 128,
+            dim: 192,
+            v_dim: 128,
+            owns_values: true,
+        },
+    },
+    Shape {
+        name: "latent, 16 heads",
+        gathered: Form {
+            heads: 16,
+            kv_heads: 1,
+            dim: 576,
+            v_dim: 512,
+            owns_values: false,
+        },
+        dense: Form {
+            heads: 16,
+            kv_heads: 16,
             dim: 192,
             v_dim: 128,
             owns_values: true,
@@ -115,17 +134,19 @@ impl Heads {
     ) -> Result<Option<Times>, TrainerError> {
         let mut leaves = vec![&self.q, &self.k];
         leaves.extend(&self.v);
-        if attend().is_none() {
+        let back = |output: &Tensor| backward(output, &self.grad, &self.q);
+        let mut is_known = false;
+        let first = secs(|| is_known = attend().as_ref().map(back).is_some());
+        if !is_known {
             return Ok(None);
         }
         let measured = measure(self.q.device(), timing, &leaves, || {
             let mut output = None;
             let forward = secs(|| output = attend().inspect(wait_for));
-            let back = output.map_or(0.0, |output| backward(&output, &self.grad, &self.q));
-            (0.0, forward, back)
+            (0.0, forward, output.as_ref().map_or(0.0, back))
         })?;
         let forward = measured.forward;
-        Ok(Some([forward, forward + measured.backward]))
+        Ok(Some([forward, forward + measured.backward, first]))
     }
 
     fn gathered(&self, selected: &Tensor) -> Option<Tensor> {
@@ -169,8 +190,8 @@ impl Heads {
     }
 }
 
-/// Seconds of a pass forward, and of one forward and back.
-type Times = [f64; 2];
+/// Seconds of a pass forward, of one forward and back, and of the very first of those.
+type Times = [f64; 3];
 
 /// Measures and prints a row for every shape and length.
 ///
@@ -220,16 +241,18 @@ fn rows(shape: &Shape, len: i64, times: [Option<Times>; 3]) -> [String; 2] {
             learns: part == 1,
             shape: shape.heads(),
         });
+        let first = times[1].filter(|_| part == 1).map(|times| times[2]);
         let times = times.map(|times| times.map(|times| times[part]));
         let ms =
             |secs: Option<f64>| secs.map_or("-".to_string(), |secs| format!("{:.2}", secs * 1e3));
         format!(
-            "{len:>6}  {name:<18}{:>10}{:>10}{:>10}  {:<10}{:>6}",
+            "{len:>6}  {name:<18}{:>10}{:>10}{:>10}  {:<10}{:>6}{:>15}",
             ms(times[0]),
             ms(times[1]),
             ms(times[2]),
             format!("{way:?}").to_lowercase(),
-            over_best(way, len, times).map_or("-".to_string(), |share| format!("{share:.2}"))
+            over_best(way, len, times).map_or("-".to_string(), |share| format!("{share:.2}")),
+            ms(first)
         )
     })
 }
@@ -252,13 +275,14 @@ fn over_best(way: Way, len: i64, [gathered, masked, causal]: [Option<f64>; 3]) -
 
 fn header(name: &str) -> String {
     format!(
-        "{:<26}{:>10}{:>10}{:>10}  {:<10}{:>6}",
+        "{:<26}{:>10}{:>10}{:>10}  {:<10}{:>6}{:>15}",
         format!("{name}, ms"),
         "gathered",
         "masked",
         "dense",
         "choice",
-        "/ best"
+        "/ best",
+        "masked, first"
     )
 }
 
@@ -287,9 +311,9 @@ mod tests {
         let [forward, _] = rows(
             &SHAPES[0],
             1024,
-            [Some([3e-3, 9e-3]), None, Some([1e-3, 4e-3])],
+            [Some([3e-3, 9e-3, 1e-2]), None, Some([1e-3, 4e-3, 5e-3])],
         );
         assert_eq!(forward.len(), header("").len());
-        assert!(forward.ends_with("dense       1.00"), "{forward}");
+        assert!(forward.contains("dense       1.00  "), "{forward}");
     }
 }

@@ -1,8 +1,9 @@
 //! Attention over selected keys as dense attention in which all others are masked: a second way to [`super::attention`]'s result.
 //!
 //! bias[t,s] = 0 for s in S_t, else -inf;  P[t,h,.] = softmax_s(scale q[t,h] . k[s,h] + bias[t,s]);  o[t,h] = sum_s P[t,h,s] v[s,h].
-//! libtorch's kernels multiply every key they are given. Queries are worked on some rows at a time, and given the keys up to the
-//! last of them, so that about half of an L x L matrix is left out, and the mask of all rows never exists.
+//! cuDNN multiplies every key it is given. Queries are worked on some rows at a time, and given the keys up to the last of them,
+//! so that about half of an L x L matrix is left out. A document is padded, since cuDNN plans anew for each size it meets.
+//! The masks are kept for the backward pass.
 //! Shapes: Q queries, S keys, K selected ones a query.
 
 use tch::{Kind, Tensor};
@@ -11,22 +12,26 @@ use super::dense;
 use super::indexer::Visibility;
 use super::stream;
 use crate::error::KernelError;
-use crate::ffi;
+use crate::{autograd, ffi};
 
 /// Rows of a mask begin at multiples of so many numbers.
 const ALIGNMENT: i64 = 16;
 
-/// Rows that are worked on at once.
-const ROWS_AT_ONCE: i64 = 1024;
-const LIBRARY: Library = Library::Cudnn;
+/// Documents are padded to multiples of so many tokens.
+const PADDING: i64 = 256;
+/// The widest heads that were tested.
+const LARGEST_DIM: i64 = 192;
 
-/// Whose kernels compute it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Library {
-    /// cuDNN's.
-    Cudnn,
-    /// Those that come with libtorch ("memory-efficient").
-    Libtorch,
+/// Rows that are worked on at once: more of them leave less out, and add gradients of keys up less often.
+pub(super) fn rows_at_once(len: i64, learns: bool) -> i64 {
+    match learns && len > 4096 {
+        true => 2048,
+        false => 1024,
+    }
+}
+
+fn padded(tokens: i64) -> i64 {
+    (tokens + PADDING - 1) / PADDING * PADDING
 }
 
 /// 0 at the keys `selected` `[Q,K]` (i32 or i64, -1 for absent) of `num_keys`, -inf elsewhere: `[Q,S]` bf16.
@@ -46,13 +51,11 @@ fn bias(selected: &Tensor, num_keys: i64) -> Tensor {
 pub struct MaskedAttention {
     /// `[Q,heads,d]`.
     q: Tensor,
-    /// `[S,kv_heads,d]`.
+    /// `[Q,kv_heads,d]`.
     k: Tensor,
-    /// `[S,kv_heads,dv]`.
-    v: Tensor,
+    /// As libtorch takes them, padded: `[1,heads,..,d]`, values `[1,heads,..,dv]`.
+    batch: [Tensor; 3],
     scale: f64,
-    library: Library,
-    /// Rows worked on at once.
     rows_at_once: i64,
     /// `[rows,heads,dv]` each, with their history.
     outputs: Vec<Tensor>,
@@ -61,44 +64,46 @@ pub struct MaskedAttention {
 }
 
 impl MaskedAttention {
-    /// `None` on CPUs, in types other than bf16, for widths that are no multiples of 16, and on cards whose shared memory is too
-    /// small for [`dense::head_probs_sum`].
+    /// `None` where it was not tested: on cards other than Hopper, in types other than bf16, for widths above 192 or that are no
+    /// multiples of 16.
     ///
     /// # Shapes
     /// q `[Q,n_heads,d]`, k `[Q,n_kv,d]`, v `[Q,n_kv,dv]`, all of one document.
     pub fn new(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Option<MaskedAttention> {
-        MaskedAttention::by(LIBRARY, ROWS_AT_ONCE, (q, k, v), scale)
-    }
-
-    /// By a library, some rows at a time.
-    pub fn by(
-        library: Library,
-        rows_at_once: i64,
-        (q, k, v): (&Tensor, &Tensor, &Tensor),
-        scale: f64,
-    ) -> Option<MaskedAttention> {
-        let (num_queries, heads, dim) = q.size3().expect("q is [Q, n_heads, d]");
-        let is_known = [dim, v.size()[2]].iter().all(|width| width % 16 == 0)
-            && k.kind() == Kind::BFloat16
-            && v.kind() == Kind::BFloat16;
-        stream(q).filter(|stream| is_known && dense::fits(dim, stream))?;
+        let (len, heads, dim) = q.size3().expect("q is [Q, n_heads, d]");
+        let is_known = [dim, v.size()[2]]
+            .iter()
+            .all(|width| width % 16 == 0 && *width <= LARGEST_DIM)
+            && [k, v].iter().all(|x| x.kind() == Kind::BFloat16);
+        stream(q).filter(|stream| is_known && stream.is_hopper() && dense::fits(dim, stream))?;
+        let missing = padded(len) - len;
+        let batch = [q, k, v].map(|x| {
+            let x = match missing {
+                0 => x.shallow_clone(),
+                _ => x.constant_pad_nd([0, 0, 0, 0, 0, missing]),
+            };
+            let x = x.transpose(0, 1).unsqueeze(0);
+            match heads / x.size()[1] {
+                1 => x,
+                group => x.repeat_interleave_self_int(group, 1, None),
+            }
+        });
         Some(MaskedAttention {
             q: q.shallow_clone(),
             k: k.shallow_clone(),
-            v: v.shallow_clone(),
+            batch,
             scale,
-            library,
-            rows_at_once,
+            rows_at_once: rows_at_once(len, autograd::is_enabled()),
             outputs: Vec::new(),
-            lse: Tensor::empty([num_queries, heads], (Kind::Float, q.device())),
+            lse: Tensor::empty([len, heads], (Kind::Float, q.device())),
         })
     }
 
     /// Attends with the queries from `first` on, those behind the ones that attended before, to the keys of `selected` `[rows,K]`: i32
-    /// or i64, -1 for absent, at least one.
+    /// or i64, -1 for absent, at least one. `first` is a multiple of 256.
     ///
     /// # Errors
-    /// [`KernelError::Libtorch`] for what the library's kernels don't know.
+    /// [`KernelError::Libtorch`] where cuDNN is missing.
     pub fn attend(&mut self, first: i64, selected: &Tensor) -> Result<(), KernelError> {
         let end = first + selected.size()[0];
         let mut from = first;
@@ -113,22 +118,16 @@ impl MaskedAttention {
     }
 
     fn attend_rows(&self, first: i64, rows: i64, selected: &Tensor) -> Result<Tensor, KernelError> {
-        let num_keys = first + rows;
-        let heads = self.q.size()[1];
-        let group = heads / self.k.size()[1];
-        let batch = |x: &Tensor| x.transpose(0, 1).unsqueeze(0);
-        let of_heads = |x: &Tensor| {
-            let seen = batch(&x.narrow(0, 0, num_keys));
-            match group {
-                1 => seen,
-                _ => seen.repeat_interleave_self_int(group, 1, None),
-            }
-        };
+        let (padded_rows, num_keys) = (padded(rows), padded(first + rows));
+        let [q, k, v] = &self.batch;
+        let heads = q.size()[1];
+        // Rows without a key would be NaN.
+        let selected = selected.pad([0, 0, 0, padded_rows - rows], "constant", 0.0);
         let lent = [
-            batch(&self.q.narrow(0, first, rows)),
-            of_heads(&self.k),
-            of_heads(&self.v),
-            bias(selected, num_keys),
+            q.narrow(2, first, padded_rows),
+            k.narrow(2, 0, num_keys),
+            v.narrow(2, 0, num_keys),
+            bias(&selected, num_keys),
         ];
         let lent = ffi::lend(&lent);
         let (mut output, mut lse) = (std::ptr::null_mut(), std::ptr::null_mut());
@@ -140,7 +139,6 @@ impl MaskedAttention {
                 lent[2],
                 lent[3],
                 self.scale,
-                (self.library == Library::Cudnn).into(),
                 &mut output,
                 &mut lse,
             )
@@ -149,11 +147,11 @@ impl MaskedAttention {
         // SAFETY: handed out just now.
         let [output, lse] =
             [output, lse].map(|x| unsafe { ffi::take(x) }.expect("a defined tensor"));
-        // Rows of the sums are padded, or have a last side of 1.
+        // The sums have a last side of 1.
         let lse = lse.detach().reshape([heads, -1]).narrow(1, 0, rows);
         let own = self.lse.narrow(0, first, rows);
         own.shallow_clone().copy_(&lse.transpose(0, 1));
-        Ok(output.squeeze_dim(0).transpose(0, 1))
+        Ok(output.narrow(2, 0, rows).squeeze_dim(0).transpose(0, 1))
     }
 
     /// sum_h P[t,h,j] of the queries from `visibility.first` on, which have attended to the keys of `selected` `[rows,K]`: as large, f32,
