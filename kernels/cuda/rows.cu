@@ -4,10 +4,12 @@
 
 constexpr int ROW_THREADS = 128;
 
-// x[b] = table[tokens[b]]. Grid: rows.
+// x[b] = table[tokens[b]], where a token below zero, -1 - r, stands for drawn[r]. Grid: rows.
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
-    embed(const bf16* table, const int* tokens, int width, bf16* x) {
-  const bf16* from = table + (long long)tokens[blockIdx.x] * width;
+    embed(const bf16* table, const int* tokens, const int* drawn, int width, bf16* x) {
+  int token = tokens[blockIdx.x];
+  if (token < 0) token = drawn[-1 - token];
+  const bf16* from = table + (long long)token * width;
   bf16* to = x + (long long)blockIdx.x * width;
   for (int i = threadIdx.x * 8; i < width; i += ROW_THREADS * 8) store_eight(to + i, load_eight(from + i));
 }

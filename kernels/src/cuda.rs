@@ -13,10 +13,12 @@ mod graph;
 pub(crate) mod launch;
 mod pinned;
 mod queue;
+mod step_graph;
 
 pub use context::Cuda;
 pub(crate) use default_stream::DefaultStream;
-pub use graph::{Graph, StepGraph};
+pub use graph::Graph;
 pub(crate) use launch::{Argument, Grid};
 pub use pinned::Pinned;
 pub use queue::{Queue, WORKSPACE_BYTES};
+pub use step_graph::{Launched, StepGraph};

@@ -8,14 +8,13 @@
 
 use kernels::dsa::Values;
 use kernels::dsa::gpu::choice::{self, HeadShape, Problem, Way};
-use kernels::fused;
-use kernels::fused::varlen::{self, VarlenPlan};
 use kernels::tch::{self, Kind, Tensor};
 use kernels::{KernelError, autograd};
 
 use crate::config::ModelConfig;
 use crate::context::{DecodeContext, DocumentContext, PackContext};
 use crate::decode_graph::StepRecorder;
+use crate::dense_attention::attend_dense;
 use crate::gqa::GroupedQueryAttention;
 use crate::indexer::{Indexer, IndexerStates};
 use crate::indexer_loss;
@@ -41,7 +40,9 @@ impl AttentionRequest {
     /// Recorded keys of a document's tokens, as indices within it.
     pub(crate) fn replayed(&self, document: &DocumentContext) -> Option<Tensor> {
         match &self.selection {
-            Selection::Replay(keys) => Some(document.to_indices(&document.rows(keys), 0)),
+            Selection::Replay(keys) => {
+                Some(document.to_indices(&document.rows(keys), document.past))
+            }
             Selection::Free | Selection::Record => None,
         }
     }
@@ -53,6 +54,8 @@ pub(crate) struct CacheWrite<'a> {
     pub(crate) cache: &'a LayerCache,
     /// The cache's row of each token, `[T]` i64.
     pub(crate) rows: &'a Tensor,
+    /// The cache's row of each key of all documents, i64, where some continue what lies there.
+    pub(crate) key_rows: Option<&'a Tensor>,
 }
 
 /// Result of a packed pass.
@@ -120,14 +123,14 @@ impl HeadValues {
 pub(crate) struct Heads {
     /// `[L, heads, d]`.
     pub(crate) q: Tensor,
-    /// `[L, kv_heads, d]`.
+    /// `[L, kv_heads, d]`; before those of L lie those of tokens in the cache, where there are some.
     pub(crate) k: Tensor,
     pub(crate) v: HeadValues,
 }
 
 impl Heads {
     /// The values of the expanded form, or of grouped queries.
-    fn own_values(&self) -> &Tensor {
+    pub(crate) fn own_values(&self) -> &Tensor {
         match &self.v {
             HeadValues::Own(v) => v,
             HeadValues::KeyPrefix(_) => panic!("dense attention takes values of their own"),
@@ -165,6 +168,9 @@ pub(crate) trait MainAttention {
     /// Writes a pack's keys and values.
     fn write_prompts(&self, states: &Self::States, write: CacheWrite);
 
+    /// The same with what lies in `rows` of the cache in place of their own keys and values.
+    fn with_cached(&self, states: Self::States, cache: &LayerCache, rows: &Tensor) -> Self::States;
+
     /// Head outputs `[T, heads * v_head_dim]` of a whole pack over every visible key, all documents at once, with the
     /// cache written; `None` where only the way document by document can be gone.
     fn attend_pack(
@@ -173,6 +179,12 @@ pub(crate) trait MainAttention {
         _pack: &PackContext,
         _write: Option<CacheWrite>,
     ) -> Option<Tensor> {
+        None
+    }
+
+    /// Head outputs `[T, heads * v_head_dim]` of a whole pack over every visible key, all documents at once, where
+    /// `states` has the keys of all of them; `None` where only the way document by document can be gone.
+    fn attend_behind(&self, _states: &Self::States, _pack: &PackContext) -> Option<Tensor> {
         None
     }
 
@@ -304,7 +316,9 @@ impl AttentionLayer {
         request: &AttentionRequest,
         write: Option<CacheWrite>,
     ) -> AttentionOutput {
-        if self.needs_no_indexer(pack, request, write)
+        let key_rows = write.and_then(|write| Some((write.cache, write.key_rows?)));
+        if key_rows.is_none()
+            && self.needs_no_indexer(pack, request, write)
             && let Some(head_outputs) = main.attend_pack(h, pack, write)
         {
             let mut record = PackRecord::default();
@@ -313,12 +327,24 @@ impl AttentionLayer {
             }
             return record.into_output(main.output(&head_outputs));
         }
-        let states = main.states(h, &pack.rotations.main);
-        let index = self.indexer_states(h, main.indexer_input(&states), pack, request, write);
+        let mut states = main.states(h, &pack.rotations.main);
+        let mut index = self.indexer_states(h, main.indexer_input(&states), pack, request, write);
         if let Some(write) = write {
             main.write_prompts(&states, write);
             if let (Some(index_k), Some(index)) = (&write.cache.index_k, &index) {
                 write_rows(index_k, write.rows, &index.k);
+            }
+        }
+        if let Some((cache, rows)) = key_rows {
+            assert!(!request.indexer_loss, "a loss over cached keys");
+            states = main.with_cached(states, cache, rows);
+            if let (Some(index_k), Some(index)) = (&cache.index_k, &mut index) {
+                index.k = index_k.index_select(0, rows);
+            }
+            if self.needs_no_indexer(pack, request, write)
+                && let Some(head_outputs) = main.attend_behind(&states, pack)
+            {
+                return PackRecord::default().into_output(main.output(&head_outputs));
             }
         }
         let mut outputs = Vec::with_capacity(pack.documents.len());
@@ -365,13 +391,18 @@ impl AttentionLayer {
     /// How a document attends sparsely on a GPU; nothing without an indexer.
     fn way<M: MainAttention>(&self, main: &M, document: &DocumentContext) -> Option<Way> {
         let indexer = self.indexer.as_ref()?;
-        Some(choice::choose(&Problem {
+        let way = choice::choose(&Problem {
             len: document.len,
             most_visible: document.most_visible,
             topk: indexer.topk(),
             learns: autograd::is_enabled(),
             shape: main.head_shape(),
-        }))
+        });
+        Some(match way {
+            // Masks know documents that begin with their first key.
+            Way::Masked if document.past > 0 => Way::Gathered,
+            way => way,
+        })
     }
 
     /// Whether this pass neither asks nor trains an indexer, nor writes its keys.
@@ -403,7 +434,7 @@ impl AttentionLayer {
             (&self.indexer, request.attention, &request.selection)
         {
             let width = indexer.topk().min(document.most_visible);
-            let all = selection::all_in_sight(document, 0, document.len, width);
+            let all = selection::all_in_sight(document, document.past, document.len, width);
             record.selected.push(all);
         }
     }
@@ -485,61 +516,4 @@ pub(crate) fn write_rows(cache: &Tensor, rows: &Tensor, values: &Tensor) {
     let _ = cache
         .shallow_clone()
         .index_put_(&[Some(rows)], values, false);
-}
-
-/// Attention of one document to every visible key, `[L, heads, dv]`.
-pub(crate) fn attend_dense(
-    heads: &Heads,
-    document: &DocumentContext,
-    softmax_scale: f64,
-) -> Tensor {
-    let v = heads.own_values();
-    let (width, v_width) = (heads.q.size()[2], v.size()[2]);
-    if document.is_branched() && knows_sequences(&heads.q, width, v_width) {
-        return attend_sequences(heads, document.varlen_plan(), softmax_scale);
-    }
-    let batch = |x: &Tensor| of_width(x, width.max(v_width)).transpose(0, 1).unsqueeze(0);
-    Tensor::scaled_dot_product_attention(
-        &batch(&heads.q),
-        &batch(&heads.k),
-        &batch(v),
-        document.visible(),
-        0.0,
-        document.visible().is_none(),
-        softmax_scale,
-        heads.q.size()[1] != heads.k.size()[1],
-    )
-    .squeeze_dim(0)
-    .transpose(0, 1)
-    .narrow(2, 0, v_width)
-}
-
-/// Whether [`attend_sequences`] takes heads of these widths, of the type and on the device of `x`.
-pub(crate) fn knows_sequences(x: &Tensor, width: i64, v_width: i64) -> bool {
-    fused::runs_on(x) && width % 16 == 0 && v_width <= width && width <= 256
-}
-
-/// Attention of all sequences of `plan` at once to every key they see, on a GPU in half precision: `heads` and the result
-/// `[T, heads, dv]` over the plan's rows.
-pub(crate) fn attend_sequences(heads: &Heads, plan: &VarlenPlan, softmax_scale: f64) -> Tensor {
-    let v = heads.own_values();
-    let (width, v_width) = (heads.q.size()[2], v.size()[2]);
-    let rows = plan.gathered_rows();
-    let gathered = |x: &Tensor| match rows.size()[0] == x.size()[0] {
-        // Without branches rows are gathered in their own order.
-        true => x.shallow_clone(),
-        false => x.index_select(0, &rows),
-    };
-    let (k, v) = (gathered(&heads.k), of_width(&gathered(v), width));
-    varlen::attend(&heads.q, &k, &v, plan, softmax_scale)
-        .expect("flash attention knows bf16 heads of up to 256")
-        .narrow(2, 0, v_width)
-}
-
-/// `x` `[.., width]`, zeros added: they change no product, and kernels that keep no [L, L] want one width for all three.
-fn of_width(x: &Tensor, width: i64) -> Tensor {
-    match width - x.size()[x.dim() - 1] {
-        0 => x.shallow_clone(),
-        missing => x.constant_pad_nd([0, missing]),
-    }
 }

@@ -43,10 +43,16 @@ impl Rotations {
 #[derive(Debug)]
 pub(crate) struct DocumentContext {
     pub(crate) start: i64,
+    /// Tokens in the pack.
     pub(crate) len: i64,
+    /// Tokens before them that lie in the cache. Indices within the document count them.
+    pub(crate) past: i64,
+    /// With those before.
     pub(crate) trunk_len: i64,
     /// Keys that the query seeing most sees.
     pub(crate) most_visible: i64,
+    /// First of its keys among those of all documents.
+    key_start: i64,
     branch_lens: Vec<i64>,
     device: Device,
     branch_starts: OnceCell<Tensor>,
@@ -81,22 +87,46 @@ pub(crate) struct PackContext {
     pub(crate) positions: Tensor,
     pub(crate) num_tokens: i64,
     varlen_plan: OnceCell<VarlenPlan>,
+    key_plan: OnceCell<VarlenPlan>,
 }
 
 impl PackContext {
     pub(crate) fn new(config: &ModelConfig, input: &PackedInput, kind: Kind) -> PackContext {
+        PackContext::behind(config, input, &vec![0; input.documents.len()], kind)
+    }
+
+    /// A pack whose documents continue sequences: of each so many tokens lie in the cache. Those have no branches.
+    pub(crate) fn behind(
+        config: &ModelConfig,
+        input: &PackedInput,
+        pasts: &[usize],
+        kind: Kind,
+    ) -> PackContext {
         let device = input.tokens.device();
-        let positions = input.positions();
+        let mut key_start = 0;
+        let documents = input.documents.iter().zip(pasts);
+        let documents: Vec<DocumentContext> = documents
+            .map(|(document, &past)| {
+                let document = DocumentContext::new(document, past as i64, key_start, device);
+                key_start += document.num_keys();
+                document
+            })
+            .collect();
+        let positions = input.documents.iter().zip(pasts);
+        let positions: Vec<i64> = positions
+            .flat_map(|(document, &past)| {
+                let positions = document.positions().into_iter();
+                positions.map(move |position| position + past as i64)
+            })
+            .collect();
+        let positions = kernels::upload(&positions, device);
         PackContext {
-            documents: input
-                .documents
-                .iter()
-                .map(|document| DocumentContext::new(document, device))
-                .collect(),
+            documents,
             rotations: Rotations::new(config, &positions, kind),
             positions,
             num_tokens: input.num_tokens(),
             varlen_plan: OnceCell::new(),
+            key_plan: OnceCell::new(),
         }
     }
 
@@ -113,11 +143,35 @@ impl PackContext {
         })
     }
 
-    /// The cache's row of each token, `[T]` i64, where the documents go to `slots` whole.
+    /// The documents as sequences over the keys of all of them, made when first asked for. They have no branches.
+    pub(crate) fn key_plan(&self) -> &VarlenPlan {
+        self.key_plan.get_or_init(|| {
+            let sizes = self.documents.iter().map(|d| [d.len, d.num_keys()]);
+            VarlenPlan::of_gathered(&sizes.collect::<Vec<_>>(), self.positions.device())
+        })
+    }
+
+    /// The cache's row of each token, `[T]` i64, where the documents go to `slots`.
     pub(crate) fn cache_rows(&self, cache: &KvCache, slots: &[usize]) -> Tensor {
+        self.rows_of_slots(cache, slots, |document| document.past)
+    }
+
+    /// The cache's row of each key of all documents, those before them included; `None` where there are none.
+    pub(crate) fn key_rows(&self, cache: &KvCache, slots: &[usize]) -> Option<Tensor> {
+        let continues = self.documents.iter().any(|document| document.past > 0);
+        continues.then(|| self.rows_of_slots(cache, slots, |_| 0))
+    }
+
+    fn rows_of_slots(
+        &self,
+        cache: &KvCache,
+        slots: &[usize],
+        first: impl Fn(&DocumentContext) -> i64,
+    ) -> Tensor {
         let documents = self.documents.iter().zip(slots);
         let rows = documents.flat_map(|(document, &slot)| {
-            (0..document.len as usize).map(move |position| cache.pages.row(slot, position))
+            let tokens = first(document) as usize..document.num_keys() as usize;
+            tokens.map(move |position| cache.pages.row(slot, position))
         });
         let rows: Vec<i64> = rows.collect();
         kernels::upload(&rows, self.positions.device())
@@ -126,20 +180,29 @@ impl PackContext {
     /// Attended over visible keys, averaged over tokens, when each query attends to at most `topk`.
     pub(crate) fn key_share(&self, documents: &[Document], topk: i64) -> f64 {
         let share = |visible: i64| topk.min(visible) as f64 / visible as f64;
-        let positions = documents.iter().flat_map(Document::positions);
-        positions.map(|position| share(position + 1)).sum::<f64>() / self.num_tokens as f64
+        let visible = documents.iter().zip(&self.documents);
+        let visible = visible.flat_map(|(document, context)| {
+            let positions = document.positions().into_iter();
+            positions.map(|position| context.past + position + 1)
+        });
+        visible.map(share).sum::<f64>() / self.num_tokens as f64
     }
 }
 
 impl DocumentContext {
-    fn new(document: &Document, device: Device) -> DocumentContext {
-        let len = document.num_tokens();
+    fn new(document: &Document, past: i64, key_start: i64, device: Device) -> DocumentContext {
+        assert!(
+            past == 0 || document.branch_lens.is_empty(),
+            "branches behind cached tokens"
+        );
+        let trunk_len = past + document.trunk_len;
         DocumentContext {
             start: document.start,
-            len,
-            trunk_len: document.trunk_len,
-            most_visible: document.trunk_len
-                + document.branch_lens.iter().copied().max().unwrap_or(0),
+            len: document.num_tokens(),
+            past,
+            key_start,
+            trunk_len,
+            most_visible: trunk_len + document.branch_lens.iter().copied().max().unwrap_or(0),
             branch_lens: document.branch_lens.clone(),
             device,
             branch_starts: OnceCell::new(),
@@ -148,11 +211,16 @@ impl DocumentContext {
         }
     }
 
+    /// Tokens, those before included.
+    pub(crate) fn num_keys(&self) -> i64 {
+        self.past + self.len
+    }
+
     pub(crate) fn is_branched(&self) -> bool {
         self.branch_lens.len() > 1
     }
 
-    /// Document-relative start of each token's own branch, `[len]` i64, made when first asked for.
+    /// Document-relative start of each token's own branch, `[num_keys]` i64, made when first asked for.
     pub(crate) fn branch_starts(&self) -> &Tensor {
         self.branch_starts.get_or_init(|| {
             let document = Document {
@@ -253,6 +321,11 @@ impl DocumentContext {
     /// The rows of this document in a tensor over the pack.
     pub(crate) fn rows(&self, x: &Tensor) -> Tensor {
         x.narrow(0, self.start, self.len)
+    }
+
+    /// The rows of this document's keys in a tensor over the keys of all documents.
+    pub(crate) fn keys(&self, x: &Tensor) -> Tensor {
+        x.narrow(0, self.key_start, self.num_keys())
     }
 }
 

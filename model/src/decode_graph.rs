@@ -9,6 +9,9 @@
 //! Sizes: B live sequences in slots `0..B`; N >= B rows that a graph was recorded for, those above B being padding with
 //! position -1.
 
+mod recorder;
+mod step;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
@@ -20,6 +23,9 @@ use kernels::decode::small_products::{Epilogue, Shape};
 use kernels::tch::{self, Device, Kind, Tensor};
 use kernels::{KernelError, decode};
 
+pub(crate) use self::recorder::StepRecorder;
+use self::recorder::{Buffers, shaped};
+pub use self::step::{DecodedStep, DrawnToken, LaunchedStep, StepToken};
 use crate::config::{ModelConfig, YarnConfig};
 use crate::kv_cache::KvCache;
 use crate::rope::inverse_frequencies;
@@ -37,63 +43,6 @@ pub struct GraphSampling {
     pub allowed: Option<Vec<bool>>,
 }
 
-/// What a step takes and gives.
-#[derive(Debug)]
-pub struct DecodedStep<'a> {
-    words: &'a [i32],
-    rows: usize,
-    routing_width: usize,
-    /// Logits `[B, V]` bf16, where the graph does not sample; the next step overwrites them.
-    pub logits: Option<Tensor>,
-}
-
-/// One row of a step that sampled.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct DrawnToken {
-    /// Token id.
-    pub id: u32,
-    /// Log-prob over all columns of the logits after temperature; NaN where they are not finite.
-    pub logprob: f32,
-    /// Entropy over the allowed ids, nats.
-    pub entropy: f32,
-}
-
-impl DecodedStep<'_> {
-    /// What was drawn for the sequence in `slot`.
-    pub fn drawn(&self, slot: usize) -> DrawnToken {
-        let word = |place: usize| self.words[place * self.rows + slot].cast_unsigned();
-        DrawnToken {
-            id: word(0),
-            logprob: f32::from_bits(word(1)),
-            entropy: f32::from_bits(word(2)),
-        }
-    }
-
-    /// The experts of the sequence in `slot`, `[num_moe_layers, top_k]` flattened.
-    pub fn experts(&self, slot: usize) -> impl Iterator<Item = u16> + '_ {
-        let first = slot * self.routing_width;
-        (first..first + self.routing_width).map(|index| {
-            let word = self.words[3 * self.rows + index / 2].cast_unsigned();
-            (word >> (16 * (index % 2))) as u16
-        })
-    }
-}
-
-/// Buffers that all graphs share, flat, for the largest N.
-#[derive(Debug)]
-struct Buffers {
-    x: Tensor,
-    h: Tensor,
-    y: Tensor,
-    qkv: Tensor,
-    attended: Tensor,
-    both: Tensor,
-    inner: Tensor,
-    outputs: Tensor,
-    gates: Tensor,
-    logits: Tensor,
-}
-
 /// Decodes by graphs.
 #[derive(Debug)]
 pub struct GraphDecoder {
@@ -109,70 +58,6 @@ pub struct GraphDecoder {
     graphs: BTreeMap<usize, StepGraph>,
     /// Address of the cache that the graphs write to, and pages of a sequence in their tables.
     cache_place: (usize, usize),
-}
-
-/// A step being recorded: what layers read and write.
-pub(crate) struct StepRecorder<'a> {
-    pub(crate) queue: &'a Queue,
-    pub(crate) heads: Heads,
-    pub(crate) rope: &'a Rope,
-    /// i32 `[N]`.
-    pub(crate) positions: Tensor,
-    /// Pages of the sequences, i32 `[N, width]`.
-    pub(crate) table: Tensor,
-    /// Tokens of a page.
-    pub(crate) page: i64,
-    /// Whether norms and residual sums are part of the products, as they are for few rows.
-    pub(crate) has_small_products: bool,
-    /// Residual stream, `[N, hidden]`.
-    pub(crate) x: Tensor,
-    /// Normed input of a block, `[N, hidden]`.
-    pub(crate) h: Tensor,
-    /// Output of a block, not yet added, `[N, hidden]`.
-    pub(crate) y: Tensor,
-    /// `[N, (H + 2 K) D]`.
-    pub(crate) qkv: Tensor,
-    /// `[N, H D]`.
-    pub(crate) attended: Tensor,
-    buffers: &'a Buffers,
-    rows: i64,
-    /// i16 `[N, num_moe_layers, top_k]`.
-    routing: Option<Tensor>,
-    moe_layer: Cell<i64>,
-}
-
-impl StepRecorder<'_> {
-    /// Room for gate and up projection `[experts, N, 2 width]`, and for their product.
-    pub(crate) fn feed_forward(&self, experts: i64, width: i64) -> (Tensor, Tensor) {
-        let shaped = |buffer, width| shaped(buffer, &[experts, self.rows, width]);
-        (
-            shaped(&self.buffers.both, 2 * width),
-            shaped(&self.buffers.inner, width),
-        )
-    }
-
-    /// Room for what each expert makes of each row, `[experts, N, hidden]`.
-    pub(crate) fn expert_outputs(&self, experts: i64) -> Tensor {
-        let hidden = self.x.size()[1];
-        shaped(&self.buffers.outputs, &[experts, self.rows, hidden])
-    }
-
-    /// Gates `[N, experts]` and expert ids `[N, top_k]` of the next layer with experts.
-    pub(crate) fn routing(&self, experts: i64) -> (Tensor, Tensor) {
-        let layer = self.moe_layer.replace(self.moe_layer.get() + 1);
-        let routing = self
-            .routing
-            .as_ref()
-            .expect("a layer with experts in a model with experts");
-        (
-            shaped(&self.buffers.gates, &[self.rows, experts]),
-            routing.select(1, layer),
-        )
-    }
-}
-
-fn shaped(buffer: &Tensor, shape: &[i64]) -> Tensor {
-    buffer.narrow(0, 0, shape.iter().product()).view(shape)
 }
 
 impl GraphDecoder {
@@ -249,25 +134,30 @@ impl GraphDecoder {
         self.graphs.clear();
     }
 
-    /// One more token for each of the slots `0..B`: forwards `tokens` `[B]` and draws the next by `draws` `[B]`, in
-    /// [0, 1), where the decoder samples.
+    /// Whether steps draw the tokens, so that the next may be launched before one is read.
+    pub fn draws(&self) -> bool {
+        self.sampling.is_some()
+    }
+
+    /// Starts a step of one more token for each of the slots `0..B`: forwards `tokens` `[B]` and draws the next by
+    /// `draws` `[B]`, in [0, 1), where the decoder samples. It may run ahead of a step that is not read yet.
     ///
     /// # Errors
     /// The card fails or has no memory.
     ///
     /// # Panics
-    /// More sequences than `max_rows` or than the cache has slots, or more tokens than it has pages for.
-    pub fn step(
+    /// More sequences than `max_rows` or than the cache has slots, more tokens than it has pages for, or two steps
+    /// not read.
+    pub fn launch(
         &mut self,
         model: &Transformer,
         cache: &mut KvCache,
-        tokens: &[u32],
+        tokens: &[StepToken],
         draws: &[f64],
-    ) -> Result<DecodedStep<'_>, KernelError> {
+    ) -> Result<LaunchedStep, KernelError> {
         let _guard = tch::no_grad_guard();
         let batch = tokens.len();
         cache.make_room(batch);
-        let positions = cache.lengths(batch);
         let width = cache.place().1;
         let longest = (0..batch).map(|slot| cache.pages.table(slot).len()).max();
         assert!(longest <= Some(width), "a sequence longer than reserved");
@@ -279,7 +169,7 @@ impl GraphDecoder {
         }
         let graph = self.graphs.get_mut(&rows).expect("inserted above");
         let tables = &*cache;
-        let words = graph.run(&self.queue, |input| {
+        let launched = graph.launch(&self.queue, |input| {
             let (draw_words, rest) = input.split_at_mut(2 * rows);
             let (token_words, rest) = rest.split_at_mut(rows);
             let (position_words, table_words) = rest.split_at_mut(rows);
@@ -287,22 +177,45 @@ impl GraphDecoder {
                 let bits = draws.get(row).copied().unwrap_or(0.0).to_bits();
                 draw_words[2 * row] = (bits as u32).cast_signed();
                 draw_words[2 * row + 1] = ((bits >> 32) as u32).cast_signed();
-                token_words[row] = tokens.get(row).copied().unwrap_or(0).cast_signed();
-                position_words[row] = positions.get(row).map_or(-1, |&position| position as i32);
+                token_words[row] = tokens.get(row).map_or(0, |token| token.word());
+                position_words[row] = match row < batch {
+                    true => tables.pages.len(row) as i32,
+                    false => -1,
+                };
             }
             for (slot, table) in table_words.chunks_mut(width).take(batch).enumerate() {
                 tables.write_table(slot, table);
             }
         })?;
         cache.push(batch);
-        let config = model.config();
-        let vocab = config.vocab_size as i64;
-        let logits = || shaped(&self.buffers.logits, &[batch as i64, vocab]);
-        Ok(DecodedStep {
-            words,
+        Ok(LaunchedStep {
+            launched,
+            batch,
             rows,
+        })
+    }
+
+    /// Waits for `step` and shows what it gave, row by row in the order in which its tokens came.
+    ///
+    /// # Errors
+    /// The card failed.
+    pub fn read(
+        &mut self,
+        model: &Transformer,
+        step: LaunchedStep,
+    ) -> Result<DecodedStep<'_>, KernelError> {
+        let config = model.config();
+        let shape = [step.batch as i64, config.vocab_size as i64];
+        let logits = self
+            .sampling
+            .is_none()
+            .then(|| shaped(&self.buffers.logits, &shape));
+        let graph = self.graphs.get_mut(&step.rows).expect("launched from it");
+        Ok(DecodedStep {
+            words: graph.read(step.launched)?,
+            rows: step.rows,
             routing_width: routing_width(config),
-            logits: self.sampling.is_none().then(logits),
+            logits,
         })
     }
 
@@ -328,9 +241,12 @@ impl GraphDecoder {
     ) -> Result<StepGraph, KernelError> {
         let config = model.config();
         let (n, hidden) = (rows as i64, config.hidden_size as i64);
-        let routing_words = (rows * routing_width(config)).div_ceil(2);
+        let routing_words = routing_words(config, rows);
         let width = cache.place().1;
-        let sizes = [(4 + width) * rows, 3 * rows + routing_words];
+        let output = self
+            .buffers
+            .output
+            .narrow(0, 0, output_words(config, rows) as i64);
         let shapes = small_products(config, n);
         let has_small_products =
             config.moe.is_none() && shapes.iter().all(|shape| shape.is_supported(&self.queue));
@@ -339,7 +255,7 @@ impl GraphDecoder {
                 .iter()
                 .try_for_each(|shape| shape.prepare(&self.queue))?;
         }
-        StepGraph::record(&self.queue, sizes, |input, output| {
+        StepGraph::record(&self.queue, (4 + width) * rows, &output, |input| {
             let draws = input.narrow(0, 0, 2 * n).view_dtype(Kind::Double);
             let tokens = input.narrow(0, 2 * n, n);
             let buffers = &self.buffers;
@@ -355,6 +271,7 @@ impl GraphDecoder {
                 heads: self.heads,
                 rope: &self.rope,
                 positions: input.narrow(0, 3 * n, n),
+                drawn: self.buffers.output.narrow(0, 0, self.buffers.rows),
                 table: input.narrow(0, 4 * n, n * width as i64).view([n, -1]),
                 page: cache.pages.page_tokens() as i64,
                 has_small_products,
@@ -440,30 +357,6 @@ impl Drop for LentDecoder<'_> {
     }
 }
 
-impl Buffers {
-    fn new(config: &ModelConfig, rows: usize, device: Device) -> Buffers {
-        let rows = rows as i64;
-        let room = |width: usize, kind| Tensor::zeros([rows * width as i64], (kind, device));
-        let wide = |width| room(width, Kind::BFloat16);
-        let experts = config.moe.as_ref().map_or(0, |moe| moe.num_experts);
-        let inner = config
-            .intermediate_size
-            .max(experts * config.expert_intermediate_size());
-        Buffers {
-            x: wide(config.hidden_size),
-            h: wide(config.hidden_size),
-            y: wide(config.hidden_size),
-            qkv: wide(heads(config).qkv_width() as usize),
-            attended: wide(config.num_attention_heads * config.head_dim),
-            both: wide(2 * inner),
-            inner: wide(inner),
-            outputs: wide(experts * config.hidden_size),
-            gates: room(experts, Kind::Float),
-            logits: wide(config.vocab_size),
-        }
-    }
-}
-
 /// Rows of the graph that serves `batch` sequences of at most `most`: powers of two, then steps of 64.
 fn graph_size(batch: usize, most: usize) -> usize {
     let size = match batch {
@@ -505,6 +398,16 @@ fn routing_shape(config: &ModelConfig) -> (i64, i64) {
     (config.num_moe_layers() as i64, top_k as i64)
 }
 
+/// Words of the experts of `rows` rows, two in each.
+fn routing_words(config: &ModelConfig, rows: usize) -> usize {
+    (rows * routing_width(config)).div_ceil(2)
+}
+
+/// Words that a step of `rows` rows gives the host.
+fn output_words(config: &ModelConfig, rows: usize) -> usize {
+    3 * rows + routing_words(config, rows)
+}
+
 fn routing_width(config: &ModelConfig) -> usize {
     let (layers, top_k) = routing_shape(config);
     (layers * top_k) as usize
@@ -520,25 +423,5 @@ mod tests {
         assert_eq!(sizes, [1, 2, 4, 32, 64, 64, 128, 128, 512]);
         assert_eq!(graph_size(100, 100), 100);
         assert_eq!(graph_size(0, 8), 1);
-    }
-
-    #[test]
-    fn words_of_a_step_are_read_row_by_row() {
-        let mut words = vec![7, 8, 0, 0, 0, 0];
-        words[2] = (-0.5_f32).to_bits().cast_signed();
-        words[5] = 2.0_f32.to_bits().cast_signed();
-        // Routing of two rows with three numbers each: 1 2 3, 4 5 65535.
-        words.extend([0x0002_0001, 0x0004_0003, 0xFFFF_0005_u32.cast_signed()]);
-        let step = DecodedStep {
-            words: &words,
-            rows: 2,
-            routing_width: 3,
-            logits: None,
-        };
-        let first = step.drawn(0);
-        assert_eq!((first.id, first.logprob), (7, -0.5));
-        assert_eq!((step.drawn(1).id, step.drawn(1).entropy), (8, 2.0));
-        assert_eq!(step.experts(0).collect::<Vec<_>>(), [1, 2, 3]);
-        assert_eq!(step.experts(1).collect::<Vec<_>>(), [4, 5, 65_535]);
     }
 }

@@ -202,8 +202,8 @@ impl MainAttention for GroupedQueryAttention {
     fn dense_heads(&self, states: &HeadStates, document: &DocumentContext) -> Heads {
         Heads {
             q: document.rows(&states.q),
-            k: document.rows(&states.k),
-            v: HeadValues::Own(document.rows(&states.v)),
+            k: document.keys(&states.k),
+            v: HeadValues::Own(document.keys(&states.v)),
         }
     }
 
@@ -235,6 +235,15 @@ impl MainAttention for GroupedQueryAttention {
         write_rows(v_cache, write.rows, &states.v);
     }
 
+    fn with_cached(&self, states: HeadStates, cache: &LayerCache, rows: &Tensor) -> HeadStates {
+        let (k, v) = heads_of(cache);
+        HeadStates {
+            q: states.q,
+            k: k.index_select(0, rows),
+            v: v.index_select(0, rows),
+        }
+    }
+
     fn attend_pack(
         &self,
         h: &Tensor,
@@ -253,6 +262,16 @@ impl MainAttention for GroupedQueryAttention {
         }
         let HeadStates { q, k, v } = &states;
         let attended = varlen::attend(q, k, v, plan, self.softmax_scale);
+        let attended = attended.expect("flash attention knows bf16 heads of up to 256");
+        Some(attended.reshape([-1, self.num_heads * self.head_dim]))
+    }
+
+    fn attend_behind(&self, states: &HeadStates, pack: &PackContext) -> Option<Tensor> {
+        let HeadStates { q, k, v } = states;
+        if !varlen::serves(q, v) {
+            return None;
+        }
+        let attended = varlen::attend(q, k, v, pack.key_plan(), self.softmax_scale);
         let attended = attended.expect("flash attention knows bf16 heads of up to 256");
         Some(attended.reshape([-1, self.num_heads * self.head_dim]))
     }
@@ -369,7 +388,7 @@ mod tests {
         let states = attention.states(&h, &pack.rotations.main);
         let one_by_one = pack.documents.iter().map(|document| {
             let heads = attention.dense_heads(&states, document);
-            crate::attention::attend_dense(&heads, document, scale)
+            crate::dense_attention::attend_dense(&heads, document, scale)
         });
         let one_by_one = Tensor::cat(&one_by_one.collect::<Vec<Tensor>>(), 0);
         let difference = (at_once - one_by_one).abs().max().double_value(&[]);

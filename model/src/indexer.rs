@@ -35,7 +35,7 @@ pub struct Indexer {
 pub(crate) struct IndexerStates {
     /// `[T, H_I, d]`.
     pub(crate) q: Tensor,
-    /// `[T, d]`; a tile of queries has the keys of its whole document.
+    /// `[T, d]`; a tile of queries has the keys of its whole document, those of cached tokens before it included.
     pub(crate) k: Tensor,
     /// Head weights with both scale factors, `[T, H_I]` f32.
     pub(crate) weights: Tensor,
@@ -46,7 +46,7 @@ impl IndexerStates {
     pub(crate) fn of_document(&self, document: &DocumentContext) -> IndexerStates {
         IndexerStates {
             q: document.rows(&self.q),
-            k: document.rows(&self.k),
+            k: document.keys(&self.k),
             weights: document.rows(&self.weights),
         }
     }

@@ -97,9 +97,11 @@ impl TiledLoss {
 
     /// Queries `first..first + rows` as they are, with the keys up to the last one, for [`TiledLoss::add_by_kernel`].
     pub(crate) fn rows(&self, first: i64, rows: i64) -> IndexerStates {
+        // Keys end with those of the queries.
+        let past = self.states.k.size()[0] - self.states.q.size()[0];
         IndexerStates {
             q: self.states.q.detach().narrow(0, first, rows),
-            k: self.states.k.detach().narrow(0, 0, first + rows),
+            k: self.states.k.detach().narrow(0, 0, past + first + rows),
             weights: self.states.weights.detach().narrow(0, first, rows),
         }
     }

@@ -5,6 +5,8 @@
 //! holds one sequence. Decode always works on slots `0..B`, so the engine keeps live sequences contiguous by moving
 //! the last one into a freed slot, which moves its table only. Legend: R rows, one a token.
 
+use std::ops::Range;
+
 use kernels::tch::{Device, Kind, Tensor};
 
 use crate::config::ModelConfig;
@@ -227,13 +229,13 @@ impl KvCache {
         self.pages.add(num_pages - before);
     }
 
-    /// Takes pages for sequences that the next pass writes whole: lengths by slot.
+    /// Takes pages for the tokens that the next pass writes: by slot, which of the sequence's.
     ///
     /// # Panics
-    /// Too few pages.
-    pub(crate) fn begin(&mut self, sequences: impl Iterator<Item = (usize, usize)>) {
-        for (slot, len) in sequences {
-            self.pages.write(slot, len);
+    /// Too few pages, or tokens that don't continue what the slot holds.
+    pub(crate) fn begin(&mut self, sequences: impl Iterator<Item = (usize, Range<usize>)>) {
+        for (slot, tokens) in sequences {
+            self.pages.write(slot, tokens);
         }
         self.make_copies();
     }
@@ -346,7 +348,7 @@ mod tests {
             ..ModelConfig::sizeless_llama()
         };
         let mut cache = KvCache::new(&config, 2, 32, Kind::Float, Device::Cpu);
-        cache.begin([(0, 3), (1, 32)].into_iter());
+        cache.begin([(0, 0..3), (1, 0..32)].into_iter());
         let rows = |cache: &KvCache| match &cache.layers[1].main {
             KeyValueCache::Heads { v, .. } => v.shallow_clone(),
             KeyValueCache::Latent(_) => panic!("latents are cached"),

@@ -10,6 +10,7 @@ pub mod checkpoint;
 pub mod config;
 mod context;
 pub mod decode_graph;
+mod dense_attention;
 mod experts;
 pub mod gguf;
 pub mod gqa;
@@ -39,7 +40,9 @@ pub use config::{
     DsaConfig, IndexerQuantization, MlaConfig, ModelConfig, ModelType, MoeConfig, ScaleFormat,
     ScoringFunc, YarnConfig,
 };
-pub use decode_graph::{DecodedStep, GraphDecoder, GraphSampling, LentDecoder};
+pub use decode_graph::{
+    DecodedStep, GraphDecoder, GraphSampling, LaunchedStep, LentDecoder, StepToken,
+};
 pub use input::{Document, PackedInput};
 pub use kv_cache::{CacheShape, KvCache};
 pub use logprobs::KeptTokens;

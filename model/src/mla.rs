@@ -13,9 +13,10 @@ use kernels::dsa::gpu::choice::HeadShape;
 use kernels::paged;
 use kernels::tch::{Kind, Tensor};
 
-use crate::attention::{self, CacheWrite, HeadValues, Heads, MainAttention, write_rows};
+use crate::attention::{CacheWrite, HeadValues, Heads, MainAttention, write_rows};
 use crate::config::{MlaConfig, ModelConfig};
 use crate::context::{DecodeContext, DocumentContext, PackContext};
+use crate::dense_attention;
 use crate::kv_cache::{KeyValueCache, LayerCache};
 use crate::norm::RmsNorm;
 use crate::parameter::{Parameter, ParameterGroup, ParameterLoader};
@@ -156,7 +157,7 @@ impl MultiHeadLatentAttention {
         let (q_nope, q_pe) = (document.rows(&states.q_nope), document.rows(&states.q_pe));
         Heads {
             q: self.absorbed_queries(&q_nope, &q_pe),
-            k: document.rows(&states.latent).unsqueeze(1),
+            k: document.keys(&states.latent).unsqueeze(1),
             v: HeadValues::KeyPrefix(self.latent_rank),
         }
     }
@@ -199,7 +200,7 @@ impl MainAttention for MultiHeadLatentAttention {
         self.expanded_heads(
             &document.rows(&states.q_nope),
             &document.rows(&states.q_pe),
-            &document.rows(&states.latent),
+            &document.keys(&states.latent),
         )
     }
 
@@ -243,7 +244,7 @@ impl MainAttention for MultiHeadLatentAttention {
         pack: &PackContext,
         write: Option<CacheWrite>,
     ) -> Option<Tensor> {
-        if !attention::knows_sequences(h, self.nope_dim + self.rope_dim, self.v_dim) {
+        if !dense_attention::knows_sequences(h, self.nope_dim + self.rope_dim, self.v_dim) {
             return None;
         }
         let states = self.states(h, &pack.rotations.main);
@@ -252,8 +253,15 @@ impl MainAttention for MultiHeadLatentAttention {
         }
         let heads = self.expanded_heads(&states.q_nope, &states.q_pe, &states.latent);
         let plan = pack.varlen_plan();
-        let attended = attention::attend_sequences(&heads, plan, self.softmax_scale);
+        let attended = dense_attention::attend_sequences(&heads, plan, self.softmax_scale);
         Some(self.flatten_heads(&attended))
+    }
+
+    fn with_cached(&self, states: LatentStates, cache: &LayerCache, rows: &Tensor) -> LatentStates {
+        LatentStates {
+            latent: latents_of(cache).index_select(0, rows),
+            ..states
+        }
     }
 
     fn write_step(&self, states: &LatentStates, step: &DecodeContext, cache: &LayerCache) {

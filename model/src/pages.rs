@@ -5,6 +5,8 @@
 //! the last, partly filled page of a prompt is ever copied. Copies are noted here and made by the cache
 //! ([`Pages::take_copies`]) before the next pass writes.
 
+use std::ops::Range;
+
 /// The default: a table of 128 entries for 4,096 tokens, and 16 rows lost a sequence on average.
 pub const PAGE_TOKENS: usize = 32;
 
@@ -25,7 +27,7 @@ pub struct Pages {
 struct SlotPages {
     table: Vec<u32>,
     len: usize,
-    /// Its pages were taken by [`Pages::begin`], and nothing has been written yet.
+    /// Its pages were taken by [`Pages::begin`], and not all of its tokens have been written yet.
     is_begun: bool,
 }
 
@@ -109,7 +111,7 @@ impl Pages {
         (page * self.page_tokens + position % self.page_tokens) as i64
     }
 
-    /// Takes pages for a sequence of `len` tokens that the next pass writes to `slot`, which is empty; false, and
+    /// Takes pages for a sequence of `len` tokens that the next passes write to `slot`, which is empty; false, and
     /// nothing taken, where too few are free.
     pub fn begin(&mut self, slot: usize, len: usize) -> bool {
         assert!(
@@ -129,17 +131,52 @@ impl Pages {
         true
     }
 
-    /// The pages that [`Pages::begin`] took for `len` tokens, now to be written: taken here where they were not.
+    /// Pages for `tokens` of the sequence in `slot`, which are written now, after all before them: those that
+    /// [`Pages::begin`] took, or taken here where it did not. From token 0 on the slot forgets what it held.
     ///
     /// # Panics
-    /// Too few pages.
-    pub fn write(&mut self, slot: usize, len: usize) {
-        let begun = std::mem::take(&mut self.slots[slot].is_begun);
-        if !begun || self.slots[slot].len != len {
+    /// Too few pages, or a slot that does not hold the tokens before.
+    pub fn write(&mut self, slot: usize, tokens: Range<usize>) {
+        let SlotPages { len, is_begun, .. } = self.slots[slot];
+        if is_begun && tokens.end <= len {
+            self.slots[slot].is_begun = tokens.end < len;
+        } else if tokens.start == 0 {
             self.clear(slot);
+            let len = tokens.end;
             assert!(self.begin(slot, len), "no pages for {len} tokens");
             self.slots[slot].is_begun = false;
+        } else {
+            assert!(
+                !is_begun && len == tokens.start,
+                "slot {slot} holds {len} tokens before {tokens:?}"
+            );
+            assert!(self.extend(slot, tokens.end), "no pages for {tokens:?}");
+            self.slots[slot].is_begun = false;
         }
+    }
+
+    /// Takes pages for the tokens behind those that `slot` holds, up to `len`, which the next passes write: what it
+    /// shares of the last page is copied. False, and nothing taken, where too few are free.
+    pub fn extend(&mut self, slot: usize, len: usize) -> bool {
+        let held = self.slots[slot].len;
+        let copied = usize::from(len > held && self.shares_next(slot));
+        let wanted = self.pages_for(len) - self.slots[slot].table.len().min(self.pages_for(len));
+        if wanted + copied > self.free.len() {
+            return false;
+        }
+        for position in held..len {
+            assert!(self.make_room(slot), "pages were counted");
+            self.slots[slot].len = position + 1;
+        }
+        self.slots[slot].is_begun = len > held;
+        true
+    }
+
+    /// Whether the page that the next token of `slot` goes to is there and has other holders.
+    fn shares_next(&self, slot: usize) -> bool {
+        let SlotPages { table, len, .. } = &self.slots[slot];
+        let next = table.get(len / self.page_tokens);
+        next.is_some_and(|&page| self.holders[page as usize] > 1)
     }
 
     /// Makes sure that `slot` can take one more token: a page of its own for it. False where there is none.
@@ -167,6 +204,17 @@ impl Pages {
             Some(_) => (),
         }
         true
+    }
+
+    /// Whether each of the slots `0..batch` can take one more token without a copy of a page that it shares.
+    pub fn grow_alone(&self, batch: usize) -> bool {
+        let next_page = |slot: usize| {
+            let held = &self.slots[slot];
+            held.table.get(held.len / self.page_tokens)
+        };
+        let num_wanted = (0..batch).filter(|&slot| next_page(slot).is_none()).count();
+        let mut next_pages = (0..batch).filter_map(next_page);
+        num_wanted <= self.free.len() && next_pages.all(|&page| self.holders[page as usize] == 1)
     }
 
     /// Counts the token that was written to the room that [`Pages::make_room`] made.
@@ -220,12 +268,9 @@ impl Pages {
         };
     }
 
-    /// Moves the sequence of slot `from` to slot `to`, whatever that held.
-    pub fn move_slot(&mut self, from: usize, to: usize) {
-        if from != to {
-            self.clear(to);
-            self.slots[to] = std::mem::take(&mut self.slots[from]);
-        }
+    /// Exchanges the sequences of two slots.
+    pub fn swap_slots(&mut self, a: usize, b: usize) {
+        self.slots.swap(a, b);
     }
 
     /// Pages to be copied, (from, to), before anything is written.
@@ -295,6 +340,42 @@ mod tests {
     }
 
     #[test]
+    fn a_sequence_is_written_in_parts_on_pages_taken_before_or_then() {
+        let mut pages = Pages::new(3, 8, 4);
+        assert!(pages.begin(0, 10));
+        pages.write(0, 0..6);
+        pages.write(0, 6..10);
+        assert_eq!((pages.table(0), pages.num_free()), (&[0, 1, 2][..], 5));
+        // Nothing was taken before for what follows; the last page has another holder.
+        let held = pages.hold(0, 9);
+        pages.share(&held, 1);
+        pages.write(1, 9..14);
+        assert_eq!(pages.take_copies(), [(2, 3)]);
+        assert_eq!((pages.table(1), pages.len(1)), (&[0, 1, 3, 4][..], 14));
+        check(&pages, &[&held]);
+        // Three pages are free; a copy and three more are too many.
+        pages.share(&held, 2);
+        assert!(!pages.extend(2, 22) && pages.num_free() == 3);
+        assert!(pages.extend(2, 17) && pages.num_free() == 0);
+        pages.swap_slots(0, 2);
+        pages.write(0, 9..17);
+        assert_eq!((pages.table(0), pages.len(2)), (&[0, 1, 5, 6, 7][..], 10));
+        // Another sequence takes the place of the old.
+        pages.write(0, 0..3);
+        assert_eq!((pages.table(0).len(), pages.num_free()), (1, 2));
+        check(&pages, &[&held]);
+        pages.release(held);
+    }
+
+    #[test]
+    #[should_panic(expected = "slot 0 holds 5 tokens before 6..8")]
+    fn tokens_that_leave_a_gap_are_refused() {
+        let mut pages = Pages::new(1, 8, 4);
+        pages.write(0, 0..5);
+        pages.write(0, 6..8);
+    }
+
+    #[test]
     fn a_prompt_of_whole_pages_is_never_copied() {
         let mut pages = Pages::new(2, 6, 4);
         assert!(pages.begin(0, 8));
@@ -319,7 +400,7 @@ mod tests {
         assert_eq!((pages.len(0), pages.num_free()), (13, 0));
         pages.truncate(0, 12);
         assert_eq!((pages.len(0), pages.num_free()), (12, 1));
-        pages.move_slot(0, 1);
+        pages.swap_slots(0, 1);
         assert_eq!((pages.len(0), pages.len(1)), (0, 12));
         pages.clear(1);
         assert_eq!(pages.num_free(), 4);
@@ -339,5 +420,20 @@ mod tests {
         assert_eq!(pages.take_copies(), [(1, 2)]);
         pages.release(held);
         check(&pages, &[]);
+    }
+
+    #[test]
+    fn sequences_grow_alone_unless_they_share_the_page_or_none_is_free() {
+        let mut pages = Pages::new(2, 3, 4);
+        assert!(pages.begin(0, 3));
+        assert!(pages.grow_alone(1));
+        let held = pages.hold(0, 3);
+        assert!(!pages.grow_alone(1), "a sibling may come");
+        pages.release(held);
+        pages.push(0);
+        assert!(pages.begin(1, 4));
+        assert_eq!(pages.num_free(), 1);
+        assert!(pages.grow_alone(1), "its next page is free");
+        assert!(!pages.grow_alone(2), "one page for two");
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! S_t = the topk keys of highest index score;  o_t = attention over S_t;  loss = KL(head sums over S_t || softmax of the scores).
 //! On a GPU in bf16 kernels of our own do all three ([`kernels::dsa::gpu`]); elsewhere libtorch's operations, in f32.
-//! L is the length of the document, K the keys selected, dv the width of what heads attend to.
+//! Queries are the document's tokens in the pack, behind whatever lies in the cache. L is their number, K the keys selected, dv the width of what heads attend to.
 
 use kernels::dsa;
 use kernels::dsa::Values;
@@ -45,14 +45,15 @@ impl SparseAttention<'_> {
         index: IndexerStates,
         record: &mut PackRecord,
     ) -> (Heads, Tensor) {
-        let num_selected = self.indexer.topk().min(self.document.len);
+        let num_keys = self.document.num_keys();
+        let num_selected = self.indexer.topk().min(num_keys);
         if let Some(kernels) = IndexerKernels::of(&index.q, &index.k)
             && let Some((heads, attention)) = self.on_a_gpu(&heads, num_selected)
         {
             let attended = self.attend_by_kernels(attention, kernels, index, record);
             return (heads, attended);
         }
-        let heads = heads(dsa::gathers(self.document.len, num_selected));
+        let heads = heads(dsa::gathers(num_keys, num_selected));
         let attended = self.attend_by_tiles(&heads, index, record);
         (heads, attended)
     }
@@ -86,17 +87,19 @@ impl SparseAttention<'_> {
         record: &mut PackRecord,
     ) -> Tensor {
         let document = self.document;
-        let width = self.indexer.topk().min(document.len);
+        let width = self.indexer.topk().min(document.num_keys());
         let mut tiles = Tiles::new(self, width);
         let mut loss = TiledLoss::new(index, self.request.indexer_loss);
-        let rows_at_once = (GPU_SCORES / document.len / SPARSE_TILE * SPARSE_TILE).max(SPARSE_TILE);
+        let rows_at_once =
+            (GPU_SCORES / document.num_keys() / SPARSE_TILE * SPARSE_TILE).max(SPARSE_TILE);
         let mut first = 0;
         while first < document.len {
             let rows = rows_at_once.min(document.len - first);
             let tile = loss.rows(first, rows);
-            let visibility = document.visibility(first, rows);
+            let index_of_first = document.past + first;
+            let visibility = document.visibility(index_of_first, rows);
             let scores = kernels.scores(tile.for_kernels(), visibility.as_kernels_take_it());
-            let own = kernels.select(&scores, width, first);
+            let own = kernels.select(&scores, width, index_of_first);
             let selected = tiles.choose(own, first, record);
             attention.attend(first, &selected);
             if self.request.indexer_loss {
@@ -123,7 +126,7 @@ impl SparseAttention<'_> {
         record: &mut PackRecord,
     ) -> Tensor {
         let document = self.document;
-        let mut tiles = Tiles::new(self, self.indexer.topk().min(document.len));
+        let mut tiles = Tiles::new(self, self.indexer.topk().min(document.num_keys()));
         let mut loss = TiledLoss::new(index, self.request.indexer_loss);
         // Once, not once a tile: the copy is kept for the backward pass, and gradients add up in it.
         let kind = dsa::accumulation_kind(&heads.q);
@@ -141,10 +144,10 @@ impl SparseAttention<'_> {
         while first < document.len {
             let rows = SPARSE_TILE.min(document.len - first);
             let tile = loss.tile(first, rows);
-            let (own, scores) = self.indexer.select(&tile, document, first);
+            let (own, scores) = self.indexer.select(&tile, document, document.past + first);
             let selected = tiles.choose(own, first, record);
             // No query sees a key after itself.
-            let in_sight = |x: &Tensor| x.narrow(0, 0, first + rows);
+            let in_sight = |x: &Tensor| x.narrow(0, 0, document.past + first + rows);
             let own_values = own_values.as_ref().map(in_sight);
             let values = own_values
                 .as_ref()
@@ -229,15 +232,20 @@ impl<'a> Tiles<'a> {
         }
     }
 
-    /// The keys `[rows, K]` that the queries from `first` on attend to, where `own` are those they would select.
+    /// The keys `[rows, K]` that the queries from `first` on attend to, where `own` are those they would
+    /// select. Queries are counted from the document's first in the pack.
     fn choose(&mut self, own: Tensor, first: i64, record: &mut PackRecord) -> Tensor {
         let document = self.sparse.document;
+        let index_of_first = document.past + first;
         let (rows, width) = own.size2().expect("selected keys are [rows, K]");
         let selected = match &self.replayed {
             None => own,
             Some(keys) => {
                 let keys = selection::of_width(&keys.narrow(0, first, rows), width);
-                let (positions, in_sight) = (document.positions(first, rows), first + rows);
+                let (positions, in_sight) = (
+                    document.positions(index_of_first, rows),
+                    index_of_first + rows,
+                );
                 let topk = self.sparse.indexer.topk();
                 let own = own.to_kind(Kind::Int64);
                 let counts = selection::agreement(&own, &keys, &positions, topk, in_sight);
@@ -246,7 +254,7 @@ impl<'a> Tiles<'a> {
             }
         };
         if let Selection::Record = self.sparse.request.selection {
-            let positions = document.to_positions(&selected.to_kind(Kind::Int64), first);
+            let positions = document.to_positions(&selected.to_kind(Kind::Int64), index_of_first);
             self.recorded
                 .push(selection::of_width(&positions, self.width));
         }

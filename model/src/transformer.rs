@@ -197,7 +197,8 @@ impl Transformer {
 
     /// Forward over packed documents, differentiable.
     pub fn forward_packed(&self, input: &PackedInput, options: &ForwardOptions) -> ForwardOutput {
-        self.packed(input, options, None)
+        let pack = PackContext::new(&self.config, input, self.kind);
+        self.packed(input, pack, options, None)
     }
 
     /// Forward over prompts, one a slot, writing keys and values to the cache. Hidden states cover
@@ -212,10 +213,28 @@ impl Transformer {
         prompts: &[&[u32]],
         options: &ForwardOptions,
     ) -> ForwardOutput {
-        let input = PackedInput::from_sequences(prompts, self.device());
-        let lengths = prompts.iter().map(|prompt| prompt.len());
-        cache.begin(slots.iter().copied().zip(lengths));
-        tch::no_grad(|| self.packed(&input, options, Some((cache, slots))))
+        self.prefill_behind(cache, slots, &vec![0; slots.len()], prompts, options)
+    }
+
+    /// The same of tokens that continue what the slots hold: of slot `slots[i]` the first `pasts[i]` tokens were run
+    /// before, by prefill or decode. Positions in `selected` count them.
+    ///
+    /// # Panics
+    /// More tokens than the cache has pages for, or a slot that holds another number of tokens.
+    pub fn prefill_behind(
+        &self,
+        cache: &mut KvCache,
+        slots: &[usize],
+        pasts: &[usize],
+        tokens: &[&[u32]],
+        options: &ForwardOptions,
+    ) -> ForwardOutput {
+        let input = PackedInput::from_sequences(tokens, self.device());
+        let ends = pasts.iter().zip(tokens);
+        let ranges = ends.map(|(&past, tokens)| past..past + tokens.len());
+        cache.begin(slots.iter().copied().zip(ranges));
+        let pack = PackContext::behind(&self.config, &input, pasts, self.kind);
+        tch::no_grad(|| self.packed(&input, pack, options, Some((cache, slots))))
     }
 
     /// One more token for each of the slots `0..B`: `tokens` i64 `[B]`; hidden `[B, hidden_size]`.
@@ -329,7 +348,8 @@ impl Transformer {
         tokens: &Tensor,
         logits: &Tensor,
     ) -> Result<(), KernelError> {
-        decode::rows::embed(step.queue, &self.embed_tokens.weight(), tokens, &step.x)?;
+        let table = self.embed_tokens.weight();
+        decode::rows::embed(step.queue, &table, tokens, &step.drawn, &step.x)?;
         for (index, (layer, layer_cache)) in self.layers.iter().zip(&cache.layers).enumerate() {
             layer.record(step, layer_cache, index == 0)?;
         }
@@ -353,11 +373,15 @@ impl Transformer {
     fn packed(
         &self,
         input: &PackedInput,
+        pack: PackContext,
         options: &ForwardOptions,
         cache: Option<(&KvCache, &[usize])>,
     ) -> ForwardOutput {
-        let pack = Rc::new(PackContext::new(&self.config, input, self.kind));
-        let cache = cache.map(|(cache, slots)| (cache, pack.cache_rows(cache, slots)));
+        let pack = Rc::new(pack);
+        let cache = cache.map(|(cache, slots)| {
+            let key_rows = pack.key_rows(cache, slots);
+            (cache, pack.cache_rows(cache, slots), key_rows)
+        });
         // The residual stream, and what is still to be added to it.
         let (mut x, mut y) = (self.embed(&input.tokens), None);
         let mut indexer_losses = Vec::new();
@@ -374,9 +398,10 @@ impl Transformer {
                 indexer_loss: options.indexer_loss,
                 selection: options.selection.layer(index),
             };
-            let write = cache.as_ref().map(|(cache, rows)| CacheWrite {
+            let write = cache.as_ref().map(|(cache, rows, key_rows)| CacheWrite {
                 cache: &cache.layers[index],
                 rows,
+                key_rows: key_rows.as_ref(),
             });
             // A pass that writes a cache has no backward to save memory for.
             let output = if options.activation_checkpointing && write.is_none() {

@@ -10,6 +10,7 @@
 //! weights), and what is unfinished can be taken out and continued by another engine
 //! ([`Engine::in_flight`], [`Request::begun`]).
 
+mod graph_steps;
 mod graphs;
 mod prefill;
 mod routing_rows;
@@ -22,8 +23,9 @@ use model::{
     CacheShape, ForwardOptions, KvCache, LentDecoder, Routing, RoutingTrace, Selection,
     SelectionTrace, Transformer,
 };
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
+use self::graph_steps::PendingStep;
 use self::routing_rows::RoutingRows;
 use self::selected_rows::SelectedRows;
 use crate::draws;
@@ -80,9 +82,15 @@ pub struct Engine<'a> {
     budget_bytes: u64,
     /// Decodes in place of the model where it can.
     graphs: Option<LentDecoder<'a>>,
+    /// Decodes ahead of what has been recorded.
+    pending: Option<PendingStep>,
+    /// Samples that ended outside of steps.
+    num_settled: usize,
     scheduler: Scheduler,
     /// By the order of submission.
     active: BTreeMap<usize, Active>,
+    /// Of the prompt that is run in parts.
+    part_of_prompt: prefill::PromptRecord,
     num_submitted: usize,
     stats: GenerationStats,
 }
@@ -130,8 +138,11 @@ impl<'a> Engine<'a> {
             budget_bytes: memory.cache.bytes(model.device()),
             cache: KvCache::of_pages(model.config(), shape, model.kind(), model.device()),
             graphs,
+            pending: None,
+            num_settled: 0,
             scheduler: Scheduler::new(num_slots, memory.max_prefill_tokens),
             active: BTreeMap::new(),
+            part_of_prompt: prefill::PromptRecord::default(),
             num_submitted: 0,
             stats: GenerationStats::default(),
         }
@@ -211,6 +222,7 @@ impl<'a> Engine<'a> {
         // One more each: a prompt that is held for siblings keeps its last page to itself.
         let num_pages = allowed.min((wanted + 1) * self.cache.num_slots());
         if num_pages > before {
+            self.settle()?;
             self.graphs.iter_mut().for_each(|graphs| graphs.forget());
             // A cache that keeps what it holds is there twice while it grows.
             if before + num_pages > allowed {
@@ -221,7 +233,7 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
-    /// The weights have changed: tokens drawn from now on are of this version.
+    /// The weights have changed, after [`Engine::settle`]: tokens drawn from now on are of this version.
     pub fn set_policy_version(&mut self, version: u64) {
         self.policy_version = version;
     }
@@ -257,10 +269,17 @@ impl<'a> Engine<'a> {
     /// Logits that are not finite.
     pub fn step(&mut self) -> Result<Option<usize>, RolloutError> {
         let _guard = tch::no_grad_guard();
-        let step = self.scheduler.schedule(&mut self.cache.pages);
+        let num_settled = std::mem::take(&mut self.num_settled);
+        let step = match self.pending {
+            // It was begun in the last one.
+            Some(_) => Some(Step::Decode {
+                num_live: self.scheduler.num_live(),
+            }),
+            None => self.scheduler.schedule(&mut self.cache.pages),
+        };
         self.stats.preemptions += self.scheduler.take_num_preempted();
         let Some(step) = step else {
-            return Ok(None);
+            return Ok((num_settled > 0).then_some(num_settled));
         };
         let start = Instant::now();
         let is_decode = matches!(step, Step::Decode { .. });
@@ -272,7 +291,7 @@ impl<'a> Engine<'a> {
             },
             Step::Decode { num_live } => match self.graphs.take() {
                 Some(mut graphs) => {
-                    let num_finished = self.decode_by_graph(&mut graphs, num_live)?;
+                    let num_finished = self.decode_by_graph(&mut graphs)?;
                     self.graphs = Some(graphs);
                     num_finished
                 }
@@ -288,7 +307,7 @@ impl<'a> Engine<'a> {
         } else {
             &mut self.stats.prefill_secs
         } += secs;
-        Ok(Some(num_finished))
+        Ok(Some(num_settled + num_finished))
     }
 
     /// Takes out the requests whose samples have all finished, oldest first.
@@ -353,45 +372,6 @@ impl<'a> Engine<'a> {
             slots,
             logits: self.model.logits(&output.hidden),
         }
-    }
-
-    /// The same on the card alone, with the draw where nothing truncates; the number of samples that ended.
-    fn decode_by_graph(
-        &mut self,
-        graphs: &mut LentDecoder,
-        num_live: usize,
-    ) -> Result<usize, RolloutError> {
-        let ids: Vec<SampleId> = (0..num_live).map(|slot| self.live(slot)).collect();
-        let tokens: Vec<u32> = (0..num_live).map(|slot| self.newest_token(slot)).collect();
-        let draws: Vec<f64> = ids.iter().map(|&id| self.draw(id)).collect();
-        let step = graphs.step(self.model, &mut self.cache, &tokens, &draws)?;
-        for slot in 0..num_live {
-            self.sample(slot).routing.ids.extend(step.experts(slot));
-        }
-        self.stats.decoded_tokens += num_live;
-        self.stats.key_share_sum += num_live as f64;
-        if let Some(logits) = step.logits {
-            return self.postprocess(NextTokens {
-                slots: (0..num_live).collect(),
-                logits: logits.to_kind(Kind::Float),
-                policy_versions: vec![self.policy_version; num_live],
-            });
-        }
-        let mut num_finished = 0;
-        for (slot, id) in ids.into_iter().enumerate() {
-            let drawn = step.drawn(slot);
-            let token = SampledToken {
-                id: drawn.id,
-                logprob: drawn.logprob,
-                kept: Vec::new(),
-                entropy: drawn.entropy,
-            };
-            if self.record(id, token, self.policy_version)? {
-                self.scheduler.finish(slot, &mut self.cache.pages);
-                num_finished += 1;
-            }
-        }
-        Ok(num_finished)
     }
 
     /// The uniform number behind the next token of a sample.

@@ -55,7 +55,7 @@ impl CacheMemory {
 pub struct MemorySettings {
     /// Keys and values.
     pub cache: CacheMemory,
-    /// Tokens run through the model at once when samples start, at most; a single longer sequence goes alone.
+    /// Tokens run through the model at once when samples start, at most; longer sequences go in parts.
     /// Bounds the activations, and how long live sequences wait.
     pub max_prefill_tokens: usize,
     /// Tokens of a page of the cache, a power of two.

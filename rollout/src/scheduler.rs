@@ -4,10 +4,14 @@
 //! steps; within a turn those begun elsewhere come first, then the longest prompts. Whenever slots and pages are
 //! free, waiting samples are admitted; otherwise every live sequence takes one decode step. A prompt is prefilled
 //! once, for its first sample; its pages are held as long as siblings wait, who share them. A step's prefill has a
-//! budget of tokens, and live sequences take a step before the next one.
+//! budget of tokens, and live sequences take a step before the next one. What is longer than the budget is run in parts,
+//! one a prefill: it has a slot and all its pages from the first part on, and nobody is admitted before the last.
 //!
 //! Where a live sequence finds no page for its next token, the one with the least progress is taken out and waits in
-//! front: its prompt and tokens are run again later, and what it has drawn stays. Tensors are unknown here.
+//! front: its prompt and tokens are run again later, its tokens alone where a sibling still holds the prompt, and what it
+//! has drawn stays. What is run in parts may be taken out too, and begins anew. Tensors are unknown here.
+
+mod admission;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,11 +37,12 @@ pub enum PromptSource {
     Prefill,
     /// On pages that the slot shares already.
     Shared,
-    /// Nowhere, and part of the sample was drawn before: run both through the model, draw nothing yet.
+    /// Nowhere, or on a sibling's pages that the slot shares already, and part of the sample was drawn before: run what
+    /// is missing of both through the model, draw nothing yet.
     Restore,
 }
 
-/// A sample that starts now.
+/// A sample that starts now, or a part of it that is run now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Admission {
     /// Which sample.
@@ -46,12 +51,18 @@ pub struct Admission {
     pub slot: usize,
     /// Where its prompt is. Prefills come before those who share them.
     pub source: PromptSource,
+    /// The first token of its sequence that is run now; the cache holds those before.
+    pub begin: usize,
+    /// The end of what is run now; with nothing to run where it begins.
+    pub end: usize,
+    /// Nothing is left to be run: from now on it decodes.
+    pub is_complete: bool,
 }
 
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Start these samples: prefill, draw their first tokens.
+    /// Start these samples: prefill, draw the first tokens of those that are complete.
     Admit(Vec<Admission>),
     /// Decode slots `0..num_live`, which have room for a token.
     Decode {
@@ -60,11 +71,20 @@ pub enum Step {
     },
 }
 
-/// A sequence being generated.
+/// A sequence being generated, or about to be.
 #[derive(Clone, Copy, Debug)]
 struct Live {
     id: SampleId,
     prompt_len: usize,
+    source: PromptSource,
+    /// Tokens that are still to be run before it decodes: none but in the one sequence that is run in parts.
+    num_left: usize,
+}
+
+impl Live {
+    fn decodes(&self) -> bool {
+        self.num_left == 0
+    }
 }
 
 /// A sample that has no slot, in the order of the line.
@@ -97,10 +117,10 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// Nothing to do, in `num_slots` slots. At most `max_prefill_tokens` are run through the model in one prefill,
-    /// or a single longer sequence.
+    /// Nothing to do, in `num_slots` slots. At most `max_prefill_tokens` are run through the model in one prefill.
     pub fn new(num_slots: usize, max_prefill_tokens: usize) -> Scheduler {
         assert!(num_slots > 0, "the engine needs at least one slot");
+        assert!(max_prefill_tokens > 0, "a prefill runs at least one token");
         Scheduler {
             waiting: BTreeSet::new(),
             num_fresh: BTreeMap::new(),
@@ -158,18 +178,43 @@ impl Scheduler {
         self.make_room(pages);
         self.close_gaps(pages);
         let num_live = self.num_live();
-        (num_live > 0).then_some(Step::Decode { num_live })
+        if num_live > 0 {
+            return Some(Step::Decode { num_live });
+        }
+        // What is run in parts may have been left alone.
+        let admissions = self.admit(pages);
+        (!admissions.is_empty()).then_some(Step::Admit(admissions))
     }
 
-    /// The sequence that lives in `slot`.
+    /// The sequence that decodes in `slot`.
     pub fn live(&self, slot: usize) -> Option<SampleId> {
-        self.slots[slot].map(|live| live.id)
+        self.slots[slot].filter(Live::decodes).map(|live| live.id)
     }
 
     /// Ends the sequence in `slot`.
     pub fn finish(&mut self, slot: usize, pages: &mut Pages) {
         self.slots[slot] = None;
         pages.clear(slot);
+    }
+
+    /// Ends the sequence of `id`, which is live.
+    pub fn finish_sample(&mut self, id: SampleId, pages: &mut Pages) {
+        let is_its = |live: &Option<Live>| live.is_some_and(|live| live.id == id);
+        let slot = self.slots.iter().position(is_its);
+        self.finish(slot.expect("it is live"), pages);
+    }
+
+    /// The live sequences, now in the slots from 0, where the next step is sure to decode them all and no page has to
+    /// be copied for that; `None` otherwise.
+    pub fn steady_live(&mut self, pages: &mut Pages) -> Option<usize> {
+        let has_free_slot = self.slots.iter().any(Option::is_none);
+        let is_admitting = has_free_slot && !self.waiting.is_empty();
+        if is_admitting || self.num_held() > self.num_live() {
+            return None;
+        }
+        self.close_gaps(pages);
+        let num_live = self.num_live();
+        pages.grow_alone(num_live).then_some(num_live)
     }
 
     /// Whether samples of `request` wait that have not begun.
@@ -192,104 +237,27 @@ impl Scheduler {
         std::mem::take(&mut self.num_preempted)
     }
 
-    fn num_live(&self) -> usize {
+    /// Sequences that decode.
+    pub fn num_live(&self) -> usize {
+        let sequences = self.slots.iter().flatten();
+        sequences.filter(|live| live.decodes()).count()
+    }
+
+    /// Sequences that have a slot.
+    fn num_held(&self) -> usize {
         self.slots.iter().flatten().count()
-    }
-
-    /// Gives free slots and pages to waiting samples, in order.
-    fn admit(&mut self, pages: &mut Pages) -> Vec<Admission> {
-        let mut admissions = Vec::new();
-        let mut prefill_tokens = 0;
-        let mut num_live = self.num_live();
-        let mut next_slot = 0;
-        while let Some(&next) = self.waiting.first() {
-            let mut free = next_slot..self.slots.len();
-            let Some(slot) = free.find(|&slot| self.slots[slot].is_none()) else {
-                break;
-            };
-            let (request, Reverse(len)) = (next.id.request, next.num_tokens);
-            let source = match next.is_fresh {
-                false => PromptSource::Restore,
-                true if self.prompts.contains_key(&request) => PromptSource::Shared,
-                true => PromptSource::Prefill,
-            };
-            let num_tokens = match source {
-                PromptSource::Shared => 0,
-                PromptSource::Prefill | PromptSource::Restore => len,
-            };
-            prefill_tokens += num_tokens;
-            if prefill_tokens > self.max_prefill_tokens && !admissions.is_empty() && num_tokens > 0
-            {
-                self.is_prefill_due = true;
-                break;
-            }
-            if !self.has_free(pages.pages_for(num_tokens), num_live, pages) {
-                break;
-            }
-            self.waiting.pop_first();
-            let is_last = next.is_fresh && self.count_begun(request);
-            if source == PromptSource::Shared {
-                pages.share(&self.prompts[&request], slot);
-            } else {
-                assert!(pages.begin(slot, len), "pages were counted");
-                if self.is_waiting(request) && !self.prompts.contains_key(&request) {
-                    self.prompts
-                        .insert(request, pages.hold(slot, next.prompt_len));
-                }
-            }
-            if is_last && let Some(held) = self.prompts.remove(&request) {
-                pages.release(held);
-            }
-            self.slots[slot] = Some(Live {
-                id: next.id,
-                prompt_len: next.prompt_len,
-            });
-            admissions.push(Admission {
-                id: next.id,
-                slot,
-                source,
-            });
-            num_live += 1;
-            next_slot = slot + 1;
-        }
-        admissions
-    }
-
-    /// Counts a sample of `request` that begins; whether it was the last.
-    fn count_begun(&mut self, request: usize) -> bool {
-        let waiting = self.num_fresh.get_mut(&request);
-        let waiting = waiting.expect("counted when it came");
-        *waiting -= 1;
-        let is_last = *waiting == 0;
-        if is_last {
-            self.num_fresh.remove(&request);
-        }
-        is_last
-    }
-
-    /// Whether `wanted` pages are free, and one more for the next token of every live sequence, the new one
-    /// included: otherwise it would be taken out again at once. One that is alone gets what it needs.
-    fn has_free(&mut self, wanted: usize, num_live: usize, pages: &mut Pages) -> bool {
-        if num_live > 0 {
-            return pages.num_free() > wanted + num_live;
-        }
-        while pages.num_free() < wanted {
-            let last = self.prompts.keys().next_back().copied();
-            let last = last.expect("the pages hold one sequence of the longest");
-            self.drop_prompt(last, pages);
-        }
-        true
     }
 
     /// Takes a page for the next token of every live sequence, and for that as many as need be out of theirs.
     fn make_room(&mut self, pages: &mut Pages) {
-        let is_short = |slot: usize| self.slots[slot].is_some() && !pages.make_room(slot);
+        let is_short = |slot: usize| self.live(slot).is_some() && !pages.make_room(slot);
         if !(0..self.slots.len()).any(is_short) {
             return;
         }
         let live = self.slots.iter().enumerate();
+        let live = live.filter_map(|(slot, live)| Some((slot, live.filter(Live::decodes)?)));
         let mut by_progress: Vec<(usize, usize)> = live
-            .filter_map(|(slot, live)| live.map(|live| (progress(live, slot, pages), slot)))
+            .map(|(slot, live)| (progress(live, slot, pages), slot))
             .collect();
         by_progress.sort_by_key(|&(progress, slot)| (Reverse(progress), self.live(slot)));
         for (_, slot) in by_progress {
@@ -318,7 +286,7 @@ impl Scheduler {
         let youngest =
             live.min_by_key(|&(slot, live)| (progress(live, slot, pages), Reverse(live.id)));
         match youngest {
-            Some((slot, _)) if self.num_live() > 1 => self.preempt(slot, pages),
+            Some((slot, _)) if self.num_held() > 1 => self.preempt(slot, pages),
             _ => {
                 let last = self.prompts.keys().next_back().copied();
                 let last = last.expect("the pages hold one sequence of the longest");
@@ -341,7 +309,8 @@ impl Scheduler {
         };
         self.waiting.insert(Waiting {
             turn: 0,
-            is_fresh: false,
+            // Of a prompt that is run in parts nothing has been drawn yet.
+            is_fresh: live.source == PromptSource::Prefill && !live.decodes(),
             num_tokens: Reverse(pages.len(slot)),
             id: live.id,
             prompt_len: live.prompt_len,
@@ -350,15 +319,16 @@ impl Scheduler {
         self.num_preempted += 1;
     }
 
-    /// Moves the last live sequences into gaps.
+    /// Moves the last sequences that decode into gaps, and to where what is run in parts lies before them.
     fn close_gaps(&mut self, pages: &mut Pages) {
         loop {
-            let gap = self.slots.iter().position(Option::is_none);
-            let last = self.slots.iter().rposition(Option::is_some);
+            let mut slots = 0..self.slots.len();
+            let gap = slots.clone().find(|&slot| self.live(slot).is_none());
+            let last = slots.rfind(|&slot| self.live(slot).is_some());
             match (gap, last) {
                 (Some(to), Some(from)) if to < from => {
-                    self.slots[to] = self.slots[from].take();
-                    pages.move_slot(from, to);
+                    self.slots.swap(to, from);
+                    pages.swap_slots(to, from);
                 }
                 _ => return,
             }
@@ -368,7 +338,9 @@ impl Scheduler {
 
 /// Tokens of the completion that the cache holds.
 fn progress(live: Live, slot: usize, pages: &Pages) -> usize {
-    pages.len(slot) - live.prompt_len
+    pages
+        .len(slot)
+        .saturating_sub(live.num_left + live.prompt_len)
 }
 
 /// Checks that a prompt can be generated from: some tokens, and room for `max_new_tokens`.

@@ -38,8 +38,8 @@ pub struct RunConfig {
     /// starts, or `bytes(8000000000)`. Where it is short, sequences are taken out and run again later.
     #[serde(default)]
     pub cache_memory: CacheMemory,
-    /// Prompt tokens run through the model at once, at most (one sequence more may not be split); in between, live
-    /// sequences go on.
+    /// Tokens run through the model at once when samples start, at most: longer prompts go in parts. In between, live
+    /// sequences decode a token each. Bounds the memory of activations and how long the others wait.
     #[serde(default = "defaults::max_prefill_tokens")]
     pub max_prefill_tokens: usize,
     /// Text for the stages that train on text.

@@ -326,6 +326,7 @@ fn work(
                     prompts.insert(prompt.id, prompt);
                 }
                 Ok(Command::Publish(version, weights)) => {
+                    engine.settle()?;
                     install(&policy, weights);
                     engine.set_policy_version(version);
                 }

@@ -14,10 +14,11 @@ fn kernel(name: &str) -> (&'static Source, &'static [Constant], &str) {
     (&ROWS, NO_CONSTANTS, name)
 }
 
-/// x_b = table_{token_b}.
+/// x_b = table_{token_b}, where a token below zero, -1 - r, stands for `drawn_r`: what the step before drew, which the
+/// host has not seen.
 ///
 /// # Shapes
-/// `table` `[V, W]`, `tokens` i32 `[B]`, each below V; `x` `[B, W]` is written.
+/// `table` `[V, W]`, `tokens` i32 `[B]`, each below V; `drawn` i32 `[R]`, likewise; `x` `[B, W]` is written.
 ///
 /// # Errors
 /// Shapes or types that don't fit, or a refusal of the driver; here and below.
@@ -25,6 +26,7 @@ pub fn embed(
     queue: &Queue,
     table: &Tensor,
     tokens: &Tensor,
+    drawn: &Tensor,
     x: &Tensor,
 ) -> Result<(), KernelError> {
     let (batch, width) = (x.size()[0], x.size()[1]);
@@ -37,6 +39,7 @@ pub fn embed(
     let arguments = [
         queue.address(table, Kind::BFloat16)?,
         queue.address(tokens, Kind::Int)?,
+        queue.address(drawn, Kind::Int)?,
         int(width)?,
         queue.address(x, Kind::BFloat16)?,
     ];
@@ -45,8 +48,11 @@ pub fn embed(
 }
 
 /// [`embed`], the slow way.
-pub fn embed_reference(table: &Tensor, tokens: &Tensor) -> Tensor {
-    table.index_select(0, tokens)
+pub fn embed_reference(table: &Tensor, tokens: &Tensor, drawn: &Tensor) -> Tensor {
+    let is_drawn = tokens.lt(0);
+    let rows: Tensor = -1 - tokens;
+    let drawn = drawn.index_select(0, &rows.clamp_min(0));
+    table.index_select(0, &drawn.where_self(&is_drawn, tokens))
 }
 
 /// x += y, where there is y; h = round(x rsqrt(mean(x^2) + eps)) weight, statistics in f32.

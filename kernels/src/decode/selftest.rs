@@ -131,12 +131,14 @@ impl Test<'_> {
         let weight = self.random(&[width]);
         let shape = format!("{batch} x {width}");
         let table = self.random(&[100, width]);
-        let tokens = Tensor::randint(100, [batch], (Kind::Int, device));
-        let reference = [rows::embed_reference(&table, &tokens)];
+        let drawn = Tensor::randint(100, [batch], (Kind::Int, device));
+        // Ids, and rows of `drawn` as -1 - r.
+        let tokens = Tensor::randint_low(-batch, 100, [batch], (Kind::Int, device));
+        let reference = [rows::embed_reference(&table, &tokens, &drawn)];
         self.check(format!("embed {shape}"), 0.0, &reference, || {
             let out = poison(&[batch, width], Kind::BFloat16, device);
             queue.follow_default_stream()?;
-            rows::embed(queue, &table, &tokens, &out)?;
+            rows::embed(queue, &table, &tokens, &drawn, &out)?;
             Ok(vec![out])
         })?;
         for (what, other) in [("alone", None), ("with y", Some(&y))] {

@@ -13,6 +13,9 @@ use tch::{Device, Kind, Tensor};
 use crate::error::KernelError;
 use crate::{ffi, upload};
 
+/// The widest head that flash attention knows.
+const WIDEST_HEAD: i64 = 256;
+
 /// One sequence: consecutive rows are queries, rows of some ranges their keys, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VarlenSequence {
@@ -100,10 +103,47 @@ impl VarlenPlan {
         }
     }
 
+    /// The plan of sequences of (queries, keys) whose keys lie beside each other already: for [`attend`] alone, since
+    /// it gathers nothing.
+    ///
+    /// # Panics
+    /// More queries than keys.
+    pub fn of_gathered(sequences: &[[i64; 2]], device: Device) -> VarlenPlan {
+        assert!(
+            sequences.iter().all(|[queries, keys]| queries <= keys),
+            "keys end with the queries"
+        );
+        let ends = |side: usize| {
+            let mut ends = vec![0_i32];
+            for sizes in sequences {
+                ends.push(ends[ends.len() - 1] + sizes[side] as i32);
+            }
+            upload(&ends, device)
+        };
+        let longest = |side: usize| sequences.iter().map(|sizes| sizes[side]).max();
+        let nothing = || Tensor::zeros([0], (Kind::Int, device));
+        VarlenPlan {
+            sequences: sequences.to_vec(),
+            longest: [0, 1].map(|side| longest(side).unwrap_or(0)),
+            cum_q: ends(0),
+            cum_k: ends(1),
+            rows: nothing(),
+            starts: nothing(),
+            copies: nothing(),
+        }
+    }
+
     /// Row of the pack of each gathered row, i64 `[R]`.
     pub fn gathered_rows(&self) -> Tensor {
         self.rows.to_kind(Kind::Int64)
     }
+}
+
+/// Whether [`attend`] can be used on queries `[T, heads, d]` and values `[R, kv_heads, d]`, as wide as they are: in bf16 on
+/// a GPU, for widths that flash attention knows.
+pub fn serves(q: &Tensor, v: &Tensor) -> bool {
+    let width = q.size()[2];
+    super::runs_on(q) && v.size()[2] == width && width % 8 == 0 && width <= WIDEST_HEAD
 }
 
 /// Attention within each sequence, on a GPU in half precision: flash attention, differentiable.
@@ -216,6 +256,21 @@ mod tests {
             keys: vec![1..2, 0..1],
         };
         VarlenPlan::new(&[sequence], 2, Device::Cpu);
+    }
+
+    #[test]
+    fn gathered_keys_end_with_the_queries() {
+        let plan = VarlenPlan::of_gathered(&[[2, 3], [1, 1]], Device::Cpu);
+        assert_eq!(
+            (list(&plan.cum_q), list(&plan.cum_k)),
+            (vec![0, 2, 3], vec![0, 3, 4])
+        );
+        assert_eq!(plan.longest, [2, 3]);
+        let zeros = |rows| Tensor::zeros([rows, 1, 1], (Kind::Float, Device::Cpu));
+        let values = Tensor::arange(4, (Kind::Float, Device::Cpu)).view([4, 1, 1]);
+        let out = attend_reference(&zeros(3), &zeros(4), &values, &plan, 1.0);
+        let found = Vec::<f32>::try_from(out.view([3])).unwrap();
+        assert_eq!(found, [0.5, 1.0, 3.0]);
     }
 
     #[test]

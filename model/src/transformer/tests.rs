@@ -14,6 +14,7 @@ mod gpu;
 mod indexer;
 mod latent;
 mod packing;
+mod parts;
 mod precision;
 mod routing;
 mod selection;

@@ -1,6 +1,10 @@
 //! Samples that start: their prompts, and what was drawn of them before, go through the model into the cache.
+//!
+//! What is longer than one prefill may be goes in parts, each behind the cached keys of those before, as decode does.
+//! Weights that change in between change nothing of those keys: as for samples that decode meanwhile, they stay those of
+//! the older weights, and the first token is of the version whose weights ran the prompt's last part.
 
-use model::{ForwardOptions, KeptTokens, Routing, RoutingTrace};
+use model::{ForwardOptions, ForwardOutput, KeptTokens, Routing, RoutingTrace, SelectionTrace};
 use tch::Tensor;
 
 use super::routing_rows::RoutingRows;
@@ -11,13 +15,14 @@ use crate::sample::FinishReason;
 use crate::scheduler::{Admission, PromptSource, SampleId};
 
 impl Engine<'_> {
-    /// Brings new samples into their slots; `None` where all of them only go on.
+    /// Runs what is admitted; the next tokens of fresh samples that are complete, `None` where there are none.
     pub(super) fn start(&mut self, admissions: &[Admission]) -> Option<NextTokens> {
         let (restored, fresh): (Vec<Admission>, Vec<Admission>) = admissions
             .iter()
             .partition(|admission| admission.source == PromptSource::Restore);
         self.restore(&restored);
         self.prefill(&fresh);
+        let fresh: Vec<Admission> = fresh.into_iter().filter(|a| a.is_complete).collect();
         for admission in &fresh {
             let number = admission.id.request;
             let active = self.active.get_mut(&number).expect("it is at work");
@@ -57,88 +62,106 @@ impl Engine<'_> {
         next
     }
 
-    /// Runs the prompts that no pages hold yet, all in one forward pass.
+    /// Runs the prompts that no pages hold yet, or parts of them, all in one forward pass.
     fn prefill(&mut self, admissions: &[Admission]) {
-        let is_new = |a: &&Admission| a.source == PromptSource::Prefill;
         // A prompt of which samples were begun before keeps the experts recorded then.
         let (recorded, free): (Vec<&Admission>, Vec<&Admission>) = admissions
             .iter()
-            .filter(is_new)
             .partition(|a| self.recorded_routing(a.id).is_some());
         for (new, replays) in [(free, false), (recorded, true)] {
-            let prompt = |a: &Admission| self.active[&a.id.request].request.tokens.clone();
-            let sequences: Vec<(Admission, Vec<u32>)> =
-                new.into_iter().map(|a| (*a, prompt(a))).collect();
-            self.run_sequences(&sequences, replays);
+            let parts: Vec<Part> = new
+                .into_iter()
+                .filter_map(|a| Part::of(*a, &self.active[&a.id.request].request.tokens, &[]))
+                .collect();
+            self.run_parts(&parts, replays);
         }
     }
 
-    /// Runs prompts with what was sampled of them before, all but the last token.
+    /// Runs prompts with what was sampled of them before, all but the last token, or parts of both.
     fn restore(&mut self, admissions: &[Admission]) {
-        let forwarded = |admission: &Admission| {
+        let part = |admission: &Admission| {
             let active = &self.active[&admission.id.request];
             let sampled = &active.samples[admission.id.sample].tokens;
-            let sampled = &sampled[..sampled.len().saturating_sub(1)];
-            [active.request.tokens.as_slice(), sampled].concat()
+            Part::of(*admission, &active.request.tokens, sampled)
         };
-        let sequences: Vec<(Admission, Vec<u32>)> =
-            admissions.iter().map(|a| (*a, forwarded(a))).collect();
+        let parts: Vec<Part> = admissions.iter().filter_map(part).collect();
         let replays = |id: SampleId| self.recorded_routing(id).is_some();
-        let replays = sequences.first().is_some_and(|(a, _)| replays(a.id));
-        self.run_sequences(&sequences, replays);
+        let replays = parts.first().is_some_and(|part| replays(part.admission.id));
+        self.run_parts(&parts, replays);
     }
 
-    /// One forward pass over `sequences`, each a prompt and what follows it, into their slots.
-    fn run_sequences(&mut self, sequences: &[(Admission, Vec<u32>)], replays: bool) {
-        if sequences.is_empty() {
+    /// One forward pass over `parts` of sequences into their slots, behind what those hold.
+    fn run_parts(&mut self, parts: &[Part], replays: bool) {
+        if parts.is_empty() {
             return;
         }
-        let slots: Vec<usize> = sequences.iter().map(|(a, _)| a.slot).collect();
-        let tokens: Vec<&[u32]> = sequences
-            .iter()
-            .map(|(_, tokens)| tokens.as_slice())
-            .collect();
+        let slots: Vec<usize> = parts.iter().map(|part| part.admission.slot).collect();
+        let pasts: Vec<usize> = parts.iter().map(|part| part.admission.begin).collect();
+        let tokens: Vec<&[u32]> = parts.iter().map(|part| part.tokens.as_slice()).collect();
         let replay = replays.then(|| ForwardOptions {
-            routing: self.replayed(sequences),
+            routing: self.replayed(parts),
             ..forward_options(self.settings)
         });
         let options = replay.as_ref().unwrap_or(&self.options);
         let output = self
             .model
-            .prefill(&mut self.cache, &slots, &tokens, options);
-
-        let ends: Vec<i64> = sequences
-            .iter()
-            .scan(0, |start, (admission, tokens)| {
-                let prompt = &self.active[&admission.id.request].request.tokens;
-                let end = *start + prompt.len() as i64 - 1;
-                *start += tokens.len() as i64;
-                Some(end)
-            })
-            .collect();
-        let last = Tensor::from_slice(&ends).to_device(output.hidden.device());
-        let logits = self.model.logits(&output.hidden.index_select(0, &last));
-        let mut routing = RoutingRows::of(&output);
-        let mut selected = SelectedRows::of(self.model, &output);
-        for (row, (admission, tokens)) in sequences.iter().enumerate() {
-            let active = self.active.get_mut(&admission.id.request);
-            let active = active.expect("it is at work");
-            let prompt_len = active.request.tokens.len();
-            let started = StartedPrompt {
-                logits: logits.get(row as i64),
-                routing: routing.take(prompt_len),
-                selection: selected.take_prompt(prompt_len),
-                policy_version: self.policy_version,
-            };
-            // Siblings that wait start as the first did, whatever was run again since.
-            active.started.get_or_insert(started);
-            // The recorded samples hold what follows.
-            routing.take(tokens.len() - prompt_len);
-            selected.skip(tokens.len() - prompt_len);
-        }
+            .prefill_behind(&mut self.cache, &slots, &pasts, &tokens, options);
+        self.record_prompts(parts, &output);
         let num_tokens: usize = tokens.iter().map(|tokens| tokens.len()).sum();
         self.stats.prefill_tokens += num_tokens;
         self.stats.key_share_sum += output.key_share * num_tokens as f64;
+    }
+
+    /// Keeps what the pass over `parts` put out of prompts, for the samples that start with them. What follows a prompt
+    /// the recorded samples hold.
+    fn record_prompts(&mut self, parts: &[Part], output: &ForwardOutput) {
+        let mut start = 0;
+        let mut ends = Vec::new();
+        for part in parts {
+            ends.extend(part.prompt_end().map(|end| (start + end) as i64));
+            start += part.tokens.len();
+        }
+        let mut logits = match ends.is_empty() {
+            true => Vec::new(),
+            false => {
+                let last = Tensor::from_slice(&ends).to_device(output.hidden.device());
+                let last = output.hidden.index_select(0, &last);
+                self.model.logits(&last).unbind(0)
+            }
+        }
+        .into_iter();
+        let mut routing = RoutingRows::of(output);
+        let mut selected = SelectedRows::of(self.model, output);
+        for part in parts {
+            let admission = &part.admission;
+            let num_rows = part.num_prompt_tokens();
+            // Of prompts only the one that is run in parts is not begun here.
+            let mut record = match admission.begin {
+                0 => PromptRecord::default(),
+                _ => std::mem::take(&mut self.part_of_prompt),
+            };
+            record.add_routing(routing.take(num_rows));
+            selected.take_prompt(
+                admission.begin..admission.begin + num_rows,
+                &mut record.selection,
+            );
+            routing.take(part.tokens.len() - num_rows);
+            selected.skip(part.tokens.len() - num_rows);
+            if part.prompt_end().is_none() {
+                self.part_of_prompt = record;
+                continue;
+            }
+            let started = StartedPrompt {
+                logits: logits.next().expect("a row for each end of a prompt"),
+                routing: record.routing,
+                selection: record.selection,
+                policy_version: self.policy_version,
+            };
+            let active = self.active.get_mut(&admission.id.request);
+            // Siblings that wait start as the first did, whatever was run again since.
+            let active = active.expect("it is at work");
+            active.started.get_or_insert(started);
+        }
     }
 
     /// The experts recorded of a sample begun before, or of a sibling's prompt.
@@ -148,18 +171,69 @@ impl Engine<'_> {
         (!sample.routing.ids.is_empty()).then_some(&sample.routing)
     }
 
-    /// The recorded experts of every forwarded token of `sequences`.
-    fn replayed(&self, sequences: &[(Admission, Vec<u32>)]) -> Routing {
+    /// The recorded experts of every forwarded token of `parts`.
+    fn replayed(&self, parts: &[Part]) -> Routing {
         let (mut ids, mut row) = (Vec::<i64>::new(), (0, 0));
-        for (admission, tokens) in sequences {
-            let trace = self
-                .recorded_routing(admission.id)
-                .expect("recorded before");
+        for part in parts {
+            let Admission { id, begin, end, .. } = part.admission;
+            let trace = self.recorded_routing(id).expect("recorded before");
             row = (trace.num_layers as i64, trace.top_k as i64);
-            let len = tokens.len() * trace.num_layers * trace.top_k;
-            ids.extend(trace.ids[..len].iter().map(|&id| i64::from(id)));
+            let width = trace.num_layers * trace.top_k;
+            let recorded = &trace.ids[begin * width..end * width];
+            ids.extend(recorded.iter().map(|&id| i64::from(id)));
         }
         let ids = Tensor::from_slice(&ids).view([-1, row.0, row.1]);
         Routing::Replay(ids.to_device(self.model.device()))
+    }
+}
+
+/// Tokens of one sequence, a prompt and what was drawn behind it, that are run at once.
+#[derive(Debug)]
+struct Part {
+    admission: Admission,
+    tokens: Vec<u32>,
+    prompt_len: usize,
+}
+
+impl Part {
+    /// What `admission` runs of `prompt` and `sampled`; `None` where that is nothing.
+    fn of(admission: Admission, prompt: &[u32], sampled: &[u32]) -> Option<Part> {
+        let Admission { begin, end, .. } = admission;
+        let all = prompt.iter().chain(sampled).copied();
+        let tokens: Vec<u32> = all.skip(begin).take(end - begin).collect();
+        (!tokens.is_empty()).then_some(Part {
+            admission,
+            tokens,
+            prompt_len: prompt.len(),
+        })
+    }
+
+    /// How many of the tokens are the prompt's.
+    fn num_prompt_tokens(&self) -> usize {
+        let left = self.prompt_len.saturating_sub(self.admission.begin);
+        left.min(self.tokens.len())
+    }
+
+    /// Where among the tokens the prompt's last is, if it is one of them.
+    fn prompt_end(&self) -> Option<usize> {
+        let Admission { begin, end, .. } = self.admission;
+        (begin..end)
+            .contains(&(self.prompt_len - 1))
+            .then(|| self.prompt_len - 1 - begin)
+    }
+}
+
+/// What passes have put out of the tokens of a prompt so far, in order.
+#[derive(Debug, Default)]
+pub(super) struct PromptRecord {
+    routing: RoutingTrace,
+    selection: SelectionTrace,
+}
+
+impl PromptRecord {
+    fn add_routing(&mut self, rows: RoutingTrace) {
+        self.routing.num_layers = rows.num_layers;
+        self.routing.top_k = rows.top_k;
+        self.routing.ids.extend(rows.ids);
     }
 }

@@ -1,5 +1,7 @@
 //! The keys that a forward pass selected, on the host, handed out token by token.
 
+use std::ops::Range;
+
 use model::{ForwardOutput, SelectionTrace, Transformer};
 use tch::Kind;
 
@@ -51,10 +53,10 @@ impl SelectedRows {
         self.next += len * self.empty.num_layers * self.width;
     }
 
-    /// The next `len` tokens, which are a prompt.
-    pub(super) fn take_prompt(&mut self, len: usize) -> SelectionTrace {
-        let mut trace = self.empty.clone();
-        (0..len).for_each(|position| self.take(position, &mut trace));
-        trace
+    /// Appends the next tokens, which are at `positions` of a prompt, to `trace`.
+    pub(super) fn take_prompt(&mut self, positions: Range<usize>, trace: &mut SelectionTrace) {
+        trace.num_layers = self.empty.num_layers;
+        trace.topk = self.empty.topk;
+        positions.for_each(|position| self.take(position, trace));
     }
 }

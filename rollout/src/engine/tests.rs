@@ -1,6 +1,8 @@
 //! The engine on tiny random models: equal samples whatever the batch, shared prefills, and errors.
 //! Weights are large, so that every token depends on its context.
 
+mod graphs;
+mod parts;
 mod preemption;
 mod replay;
 
@@ -71,10 +73,14 @@ fn load(config: &ModelConfig) -> Transformer {
 }
 
 fn load_in(config: &ModelConfig, kind: Kind) -> Transformer {
+    load_on(config, kind, Device::Cpu)
+}
+
+fn load_on(config: &ModelConfig, kind: Kind, device: Device) -> Transformer {
     // Tiny operations: threads would only wait for each other.
     tch::set_num_threads(1);
     let mut weights = Weights { poison: None };
-    Transformer::load(config, &mut weights, kind, Device::Cpu).unwrap()
+    Transformer::load(config, &mut weights, kind, device).unwrap()
 }
 
 fn settings(sampling: SamplingConfig, max_batch_sequences: usize) -> GenerationSettings {

@@ -20,6 +20,10 @@ struct Plan<'a> {
 struct Account {
     /// Times that each request's prompt was run, alone or with what was drawn.
     prefills: Vec<usize>,
+    /// Prefills that ended within a sequence.
+    num_parts: usize,
+    /// Sequences begun before that were run behind a prompt that others held.
+    num_behind: usize,
     num_decodes: usize,
     num_preempted: usize,
 }
@@ -46,43 +50,61 @@ fn carry_out(plan: &Plan, len: impl Fn(usize, usize) -> usize) -> Account {
         prefills: vec![0; prompt_lens.len()],
         ..Account::default()
     };
+    let mut is_decode_due = false;
     while let Some(step) = scheduler.schedule(&mut pages) {
+        // All at once: none may read what another has written.
+        let before = rows.clone();
         for (from, to) in pages.take_copies() {
             let (from, to) = (from as usize * PAGE, to as usize * PAGE);
-            rows.copy_within(from..from + PAGE, to);
+            rows[to..to + PAGE].copy_from_slice(&before[from..from + PAGE]);
         }
+        let is_decode = matches!(step, Step::Decode { .. });
+        assert!(is_decode || !is_decode_due, "others wait for two parts");
+        is_decode_due = false;
         let drawing: Vec<usize> = match step {
             Step::Admit(admissions) => {
                 let mut wave = 0;
                 for a in &admissions {
                     let samples = &mut drawn[a.id.request];
-                    let held = prompt_lens[a.id.request]
+                    let prompt_len = prompt_lens[a.id.request];
+                    let held = prompt_len
                         + match a.source {
                             PromptSource::Restore => samples[a.id.sample] - 1,
                             PromptSource::Prefill | PromptSource::Shared => {
                                 // Samples start in order, each once.
                                 assert_eq!(samples.len(), a.id.sample);
-                                samples.push(0);
+                                samples.extend(a.is_complete.then_some(0));
                                 0
                             }
                         };
                     assert_eq!(pages.len(a.slot), held);
-                    if a.source != PromptSource::Shared {
-                        pages.write(a.slot, held);
-                        (wave, account.prefills[a.id.request]) =
-                            (wave + held, account.prefills[a.id.request] + 1);
-                        for position in 0..held {
-                            rows[pages.row(a.slot, position) as usize] =
-                                Some(token(a.id, position));
-                        }
+                    assert_eq!(a.is_complete, a.end == held);
+                    assert_eq!(a.is_complete, scheduler.live(a.slot) == Some(a.id));
+                    if a.begin < a.end {
+                        pages.write(a.slot, a.begin..a.end);
                     }
+                    for position in 0..a.end {
+                        let row = &mut rows[pages.row(a.slot, position) as usize];
+                        let is_run = position >= a.begin;
+                        *row = row
+                            .filter(|_| !is_run)
+                            .or(is_run.then(|| token(a.id, position)));
+                        assert_eq!(*row, Some(token(a.id, position)), "not run before");
+                    }
+                    wave += a.end - a.begin;
+                    account.num_parts += usize::from(!a.is_complete);
+                    account.prefills[a.id.request] += usize::from(a.begin == 0);
+                    let is_behind = a.source == PromptSource::Restore && a.begin == prompt_len;
+                    account.num_behind += usize::from(is_behind);
                 }
-                let is_run = |a: &&Admission| a.source != PromptSource::Shared;
-                let num_run = admissions.iter().filter(is_run).count();
-                assert!(wave <= plan.max_prefill_tokens || num_run == 1);
+                assert!(wave <= plan.max_prefill_tokens);
+                let (last, others) = admissions.split_last().expect("somebody starts");
+                assert!(others.iter().all(|a| a.is_complete), "one is in parts");
+                is_decode_due =
+                    !last.is_complete && (0..plan.num_slots).any(|s| scheduler.live(s).is_some());
                 let fresh = admissions.iter();
                 fresh
-                    .filter(|a| a.source != PromptSource::Restore)
+                    .filter(|a| a.source != PromptSource::Restore && a.is_complete)
                     .map(|a| a.slot)
                     .collect()
             }
@@ -287,8 +309,148 @@ fn a_long_prefill_goes_in_parts_between_which_others_decode() {
     };
     let account = carry_out(&plan, |_, _| 5);
     assert_eq!(account.prefills, [1; 4]);
-    // The 9000 alone; 5000; 5000 and 100: each a step later, and four steps for the last.
-    assert_eq!(account.num_decodes, 6);
+    // 8192 of the 9000 while nobody decodes, its rest and 5000; 5000 and 100 a step later, and four steps for the last.
+    assert_eq!((account.num_parts, account.num_decodes), (1, 5));
+}
+
+#[test]
+fn whatever_is_run_in_parts_comes_to_its_end() {
+    let (mut num_preempted, mut num_parts, mut num_behind) = (0, 0, 0);
+    for max_prefill_tokens in 1..9 {
+        for num_pages in [5, 6, 8, 11, 1000] {
+            for num_slots in [1, 2, 5, 24] {
+                for pattern in 0..20 {
+                    let plan = Plan {
+                        num_slots,
+                        num_pages,
+                        max_prefill_tokens,
+                        ..PLENTY
+                    };
+                    let account = carry_out(&plan, lengths(pattern));
+                    num_preempted += account.num_preempted;
+                    num_parts += account.num_parts;
+                    num_behind += account.num_behind;
+                    if num_pages == 1000 {
+                        assert_eq!(account.prefills, [1; 4]);
+                    }
+                }
+            }
+        }
+    }
+    assert!(num_preempted > 100, "{num_preempted}");
+    assert!(num_parts > 1000, "{num_parts}");
+    assert!(num_behind > 100, "{num_behind}");
+}
+
+/// What a step runs: request, sample, begin, end.
+fn parts(step: Option<Step>) -> Vec<[usize; 4]> {
+    let Some(Step::Admit(admissions)) = step else {
+        panic!("{step:?}");
+    };
+    let parts = admissions.iter();
+    parts
+        .map(|a| [a.id.request, a.id.sample, a.begin, a.end])
+        .collect()
+}
+
+#[test]
+fn others_decode_between_the_parts_of_a_prompt_and_its_siblings_wait_for_the_last() {
+    let (mut scheduler, mut pages) = (Scheduler::new(4, 4), Pages::new(4, 20, PAGE));
+    scheduler.add(0, 2, &[], 0..1);
+    assert_eq!(parts(scheduler.schedule(&mut pages)), [[0, 0, 0, 2]]);
+    scheduler.add(1, 9, &[], 0..2);
+    scheduler.add(2, 3, &[], 0..1);
+    let decode = Some(Step::Decode { num_live: 1 });
+    for part in [[1, 0, 0, 4], [1, 0, 4, 8]] {
+        assert_eq!(parts(scheduler.schedule(&mut pages)), [part]);
+        pages.write(1, part[2]..part[3]);
+        assert!(scheduler.is_waiting(1) && scheduler.live(1).is_none());
+        assert_eq!(scheduler.schedule(&mut pages), decode);
+        pages.push(0);
+    }
+    // The rest of the budget goes to others.
+    let last = [[1, 0, 8, 9], [1, 1, 9, 9], [2, 0, 0, 3]];
+    assert_eq!(parts(scheduler.schedule(&mut pages)), last);
+    assert_eq!(pages.table(1), pages.table(2));
+    let step = scheduler.schedule(&mut pages);
+    assert_eq!(step, Some(Step::Decode { num_live: 4 }));
+}
+
+#[test]
+fn what_decodes_changes_places_with_what_is_run_in_parts() {
+    let (mut scheduler, mut pages) = (Scheduler::new(3, 4), Pages::new(3, 20, PAGE));
+    scheduler.add(0, 3, &[], 0..1);
+    assert_eq!(parts(scheduler.schedule(&mut pages)), [[0, 0, 0, 3]]);
+    assert!(matches!(
+        scheduler.schedule(&mut pages),
+        Some(Step::Decode { .. })
+    ));
+    pages.push(0);
+    scheduler.add(1, 4, &[], 0..1);
+    assert_eq!(parts(scheduler.schedule(&mut pages)), [[1, 0, 0, 4]]);
+    // The first slot is free again when the long one comes, and it begins there.
+    scheduler.finish(0, &mut pages);
+    scheduler.add(2, 9, &[], 0..1);
+    assert_eq!(parts(scheduler.schedule(&mut pages)), [[2, 0, 0, 4]]);
+    pages.write(0, 0..4);
+    let step = scheduler.schedule(&mut pages);
+    assert_eq!(step, Some(Step::Decode { num_live: 1 }));
+    assert_eq!(scheduler.live(0).map(|id| id.request), Some(1));
+    assert_eq!((pages.len(0), pages.len(1)), (4, 9));
+    pages.push(0);
+    let step = scheduler.schedule(&mut pages);
+    let Some(Step::Admit(admissions)) = step else {
+        panic!("{step:?}");
+    };
+    assert_eq!((admissions[0].slot, admissions[0].begin), (1, 4));
+}
+
+#[test]
+fn a_prompt_taken_out_between_its_parts_begins_anew_and_is_still_fresh() {
+    let (mut scheduler, mut pages) = (Scheduler::new(2, 4), Pages::new(2, 8, PAGE));
+    scheduler.add(0, 4, &[], 0..1);
+    assert_eq!(parts(scheduler.schedule(&mut pages)), [[0, 0, 0, 4]]);
+    scheduler.add(1, 9, &[], 0..2);
+    let part = ids(scheduler.schedule(&mut pages));
+    assert_eq!(part, [(1, 0, PromptSource::Prefill)]);
+    scheduler.preempt_all(&mut pages);
+    assert_eq!((scheduler.take_num_preempted(), pages.num_free()), (2, 8));
+    assert!(scheduler.is_waiting(1));
+    // What was drawn before comes first; then the prompt, from its first token on, before what came later.
+    scheduler.add(2, 20, &[], 0..1);
+    let next = scheduler.schedule(&mut pages);
+    assert_eq!(ids(next), [(0, 0, PromptSource::Restore)]);
+    assert_eq!(
+        scheduler.schedule(&mut pages),
+        Some(Step::Decode { num_live: 1 })
+    );
+    pages.push(0);
+    let next = scheduler.schedule(&mut pages);
+    let expected = [[1, 0, 0, 4]];
+    assert_eq!(ids(next.clone()), [(1, 0, PromptSource::Prefill)]);
+    assert_eq!(parts(next), expected);
+}
+
+#[test]
+fn what_was_begun_before_shares_the_prompt_that_a_sibling_holds() {
+    let (mut scheduler, mut pages) = (Scheduler::new(3, 100), Pages::new(3, 20, PAGE));
+    scheduler.add(0, 6, &[(0, 1), (1, 4)], 2..2);
+    // Nobody holds it yet. The second waits until the first has run it, though it would fit.
+    assert_eq!(parts(scheduler.schedule(&mut pages)), [[0, 1, 0, 9]]);
+    pages.write(0, 0..9);
+    let step = scheduler.schedule(&mut pages);
+    assert_eq!(step, Some(Step::Decode { num_live: 1 }));
+    // Nothing is left to be run then.
+    assert_eq!(parts(scheduler.schedule(&mut pages)), [[0, 0, 6, 6]]);
+    assert_eq!(pages.table(1), &pages.table(0)[..2]);
+    assert!(pages.take_copies().is_empty());
+    scheduler.preempt(0, &mut pages);
+    // Three tokens more, on a copy of the page where the prompt ends and a page of its own.
+    let free = pages.num_free();
+    assert_eq!(parts(scheduler.schedule(&mut pages)), [[0, 1, 6, 9]]);
+    assert_eq!(pages.take_copies().len(), 1);
+    assert_eq!((pages.num_free(), pages.len(0)), (free - 2, 9));
+    assert_eq!(pages.table(0)[0], pages.table(1)[0]);
 }
 
 #[test]

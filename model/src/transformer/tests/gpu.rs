@@ -14,7 +14,7 @@ const SHARE: f64 = 1.5;
 /// Largest error of libtorch's own operations, of all gradients together.
 const LIMIT_ON_A_CPU: f64 = 0.1;
 
-fn gpu() -> Option<Device> {
+pub(super) fn gpu() -> Option<Device> {
     let device = kernels::runtime::start(1).device;
     if fused::runs_on(&Tensor::zeros([1], (Kind::BFloat16, device))) {
         return Some(device);

@@ -3,7 +3,7 @@
 use super::*;
 
 /// A budget of so many pages for all of a model's layers.
-fn with_pages(
+pub(super) fn with_pages(
     model: &Transformer,
     settings: &GenerationSettings,
     pages: u64,
@@ -62,11 +62,42 @@ fn a_short_prefill_budget_changes_no_sample() {
     let plenty = settings(whole(), 64);
     let (expected, _) = generate(&model, &plenty);
     let mut short = plenty;
-    short.memory.max_prefill_tokens = 3;
+    // The prompt of 14 tokens whole, and then those of 9 and 2.
+    short.memory.max_prefill_tokens = 14;
     let (found, stats) = generate(&model, &short);
     assert_eq!(stats.prefill_tokens, 9 + 2 + 14);
     for (a, b) in found.iter().flatten().zip(expected.iter().flatten()) {
         assert_eq!(a.tokens, b.tokens);
+    }
+}
+
+#[test]
+fn a_sample_that_is_run_again_leaves_the_prompt_to_siblings_that_hold_it() {
+    let model = load(&config(true, true));
+    let plenty = GenerationSettings {
+        record_selection: true,
+        // No sample ends early.
+        stop_tokens: Vec::new(),
+        ..settings(whole(), 8)
+    };
+    // 8 samples of a prompt of 14 tokens, three whole pages and a part of the fourth.
+    let group = || requests().split_off(2);
+    let run = |settings: &GenerationSettings| {
+        let engine = Engine::new(&model, settings, &group()).unwrap();
+        engine.generate(&mut |_, _| ()).unwrap()
+    };
+    let (expected, _) = run(&plenty);
+    let (found, stats) = run(&with_pages(&model, &plenty, 16));
+    assert!(stats.preemptions > 2, "{}", stats.preemptions);
+    // Less than their prompts alone would be.
+    let again = stats.prefill_tokens - 14;
+    assert!(again < 14 * stats.preemptions, "{again}");
+    for (a, b) in found.iter().flatten().zip(expected.iter().flatten()) {
+        assert_eq!((&a.tokens, &a.routing), (&b.tokens, &b.routing));
+        assert_eq!(a.selection, b.selection);
+        for (x, y) in a.sampler_logprobs.iter().zip(&b.sampler_logprobs) {
+            assert!((x - y).abs() < 1e-5, "{x} {y}");
+        }
     }
 }
 

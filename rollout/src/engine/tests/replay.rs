@@ -13,8 +13,8 @@ use super::*;
 /// Largest difference in f32, nats; the largest found is 3.1e-6.
 const F32_MAX: f32 = 2e-5;
 /// In bf16, over the samples of a model: mean and largest, nats; the largest found are 0.012 and 0.09.
-const BF16_MEAN: f32 = 0.04;
-const BF16_MAX: f32 = 0.3;
+pub(super) const BF16_MEAN: f32 = 0.04;
+pub(super) const BF16_MAX: f32 = 0.3;
 
 /// DeepSeek-V3.2 in small: latent attention, indexer, a dense layer, then `noaux_tc` experts with a
 /// shared one.
@@ -46,7 +46,7 @@ fn v32() -> ModelConfig {
     }
 }
 
-fn models() -> [(&'static str, ModelConfig); 5] {
+pub(super) fn models() -> [(&'static str, ModelConfig); 5] {
     [
         ("dense", config(false, false)),
         ("experts", config(true, false)),
@@ -65,7 +65,7 @@ fn recording(sampling: &SamplingConfig, num_slots: usize) -> GenerationSettings 
 
 /// What of the record a pass is forced to follow.
 #[derive(Clone, Copy, Debug)]
-struct Replay {
+pub(super) struct Replay {
     routing: bool,
     selection: bool,
 }
@@ -75,7 +75,7 @@ const AS_IN_RUNS: Replay = Replay {
     routing: true,
     selection: false,
 };
-const ALL: Replay = Replay {
+pub(super) const ALL: Replay = Replay {
     routing: true,
     selection: true,
 };
@@ -92,6 +92,7 @@ fn recompute(
     temperature: f64,
     replay: Replay,
 ) -> (Vec<f32>, ForwardOutput) {
+    let device = model.device();
     let (prompt_len, len) = (request.tokens.len(), sample.tokens.len());
     let forwarded = [&request.tokens, &sample.tokens[..len - 1]].concat();
     let (trace, keys) = (&sample.routing, &sample.selection);
@@ -101,7 +102,7 @@ fn recompute(
                 assert_eq!(trace.num_tokens(), forwarded.len());
                 let ids: Vec<i64> = trace.ids.iter().map(|&id| i64::from(id)).collect();
                 let shape = [-1, trace.num_layers as i64, trace.top_k as i64];
-                Routing::Replay(Tensor::from_slice(&ids).view(shape))
+                Routing::Replay(Tensor::from_slice(&ids).view(shape).to_device(device))
             }
             false => Routing::Free,
         },
@@ -110,7 +111,7 @@ fn recompute(
                 assert_eq!(keys.keys.len(), keys.expected_len(forwarded.len()));
                 let rows = keys.rows(0..forwarded.len(), keys.topk);
                 let shape = [-1, keys.num_layers as i64, keys.topk as i64];
-                Selection::Replay(Tensor::from_slice(&rows).view(shape))
+                Selection::Replay(Tensor::from_slice(&rows).view(shape).to_device(device))
             }
             false => Selection::Free,
         },
@@ -123,7 +124,7 @@ fn recompute(
     let logprobs = tch::no_grad(|| {
         token_logprobs(
             &model.logits(&rows),
-            &Tensor::from_slice(&targets),
+            &Tensor::from_slice(&targets).to_device(device),
             temperature,
             Some(&sample.kept),
         )
@@ -134,14 +135,14 @@ fn recompute(
 /// |recomputed - sampled| over all samples of a model, and the smallest shares of recorded experts and keys
 /// that free choice would choose.
 #[derive(Debug)]
-struct Comparison {
-    mean: f32,
-    max: f32,
+pub(super) struct Comparison {
+    pub(super) mean: f32,
+    pub(super) max: f32,
     routing: f64,
     selection: f64,
 }
 
-fn compare(
+pub(super) fn compare(
     model: &Transformer,
     samples: &[Vec<GeneratedSample>],
     temperature: f64,

@@ -1,0 +1,35 @@
+//! `baleen-sandbox`: the launcher of jails (its stages are started by the library), and two
+//! commands for people: `doctor` and `bench`.
+
+use std::process::ExitCode;
+
+use sandbox::{Sandbox, SandboxError, bench, doctor, find_launcher, run_stage};
+
+const USAGE: &str = "usage: baleen-sandbox doctor   what this machine offers and what to change
+       baleen-sandbox bench    time of a jail, and a check that 200 at once leave nothing";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(code) = run_stage(&arguments) {
+        return code;
+    }
+    match command(&arguments) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("baleen-sandbox: error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn command(arguments: &[String]) -> Result<bool, SandboxError> {
+    match arguments {
+        [name] if name == "doctor" => Ok(doctor(&find_launcher()?)),
+        [name] if name == "bench" => bench(&Sandbox::open()?),
+        _ => {
+            eprintln!("{USAGE}");
+            Ok(false)
+        }
+    }
+}
