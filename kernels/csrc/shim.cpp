@@ -196,6 +196,18 @@ int baleen_varlen_attention(const Tensor* q, const Tensor* k, const Tensor* v, c
   });
 }
 
+int baleen_masked_attention(const Tensor* q, const Tensor* k, const Tensor* v, const Tensor* bias, double scale, Tensor** output,
+                            Tensor** lse) {
+  return guarded([&] {
+    const std::optional<Tensor> of_heads = bias->expand({q->size(0), q->size(1), q->size(2), k->size(2)});
+    auto all = at::_scaled_dot_product_cudnn_attention(*q, *k, *v, of_heads, /*compute_log_sumexp=*/true,
+                                                       /*dropout_p=*/0.0, /*is_causal=*/false,
+                                                       /*return_debug_mask=*/false, scale);
+    *output = hand_out(std::get<0>(std::move(all)));
+    *lse = hand_out(std::get<1>(std::move(all)));
+  });
+}
+
 int baleen_upload(const void* values, int64_t count, const Tensor* like, int device, Tensor** result) {
   return guarded([&] {
     Tensor host = at::empty({count}, like->options().pinned_memory(true));

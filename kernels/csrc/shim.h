@@ -89,6 +89,11 @@ int baleen_varlen_attention(const baleen_tensor* q, const baleen_tensor* k, cons
                             int64_t longest_q, int64_t longest_k, double scale,
                             baleen_tensor** result);
 
+// Attention with a bias [Q, S] added to every head's scores, differentiable, by cuDNN; a GPU in half precision only. q [1, heads, Q, d],
+// k [1, heads, S, d], v [1, heads, S, dv]. The rows of the bias begin at multiples of 16 numbers. lse [1, heads, Q, 1] f32.
+int baleen_masked_attention(const baleen_tensor* q, const baleen_tensor* k, const baleen_tensor* v, const baleen_tensor* bias,
+                            double scale, baleen_tensor** output, baleen_tensor** lse);
+
 // to[i] = from[i], converted.
 int baleen_foreach_copy_(baleen_tensor* const* to, baleen_tensor* const* from, size_t num_tensors);
 

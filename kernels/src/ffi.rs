@@ -85,6 +85,15 @@ unsafe extern "C" {
         scale: f64,
         result: *mut RawTensor,
     ) -> c_int;
+    pub fn baleen_masked_attention(
+        q: RawTensor,
+        k: RawTensor,
+        v: RawTensor,
+        bias: RawTensor,
+        scale: f64,
+        output: *mut RawTensor,
+        lse: *mut RawTensor,
+    ) -> c_int;
     pub fn baleen_upload(
         values: *const c_void,
         count: i64,

@@ -6,9 +6,10 @@
 //! are the same and the dense kernel runs. Shapes: T tokens of a pack, L of a document, B cached
 //! sequences; dv the width of what heads attend to.
 
-use kernels::KernelError;
 use kernels::dsa::Values;
+use kernels::dsa::gpu::choice::{self, HeadShape, Problem, Way};
 use kernels::tch::{self, Kind, Tensor};
+use kernels::{KernelError, autograd};
 
 use crate::config::ModelConfig;
 use crate::context::{DecodeContext, DocumentContext, PackContext};
@@ -127,6 +128,16 @@ pub(crate) struct Heads {
     pub(crate) v: HeadValues,
 }
 
+impl Heads {
+    /// The values of the expanded form, or of grouped queries.
+    pub(crate) fn own_values(&self) -> &Tensor {
+        match &self.v {
+            HeadValues::Own(v) => v,
+            HeadValues::KeyPrefix(_) => panic!("dense attention takes values of their own"),
+        }
+    }
+}
+
 /// The part of attention in which the families differ.
 pub(crate) trait MainAttention {
     /// What tokens are projected to, over a pack or a decode step.
@@ -147,6 +158,9 @@ pub(crate) trait MainAttention {
         document: &DocumentContext,
         gathers: bool,
     ) -> Heads;
+
+    /// Both of these forms in numbers.
+    fn head_shape(&self) -> HeadShape;
 
     /// Attended values `[L, heads, dv]` to head outputs `[L, heads * v_head_dim]`.
     fn head_outputs(&self, attended: &Tensor, heads: &Heads) -> Tensor;
@@ -303,11 +317,15 @@ impl AttentionLayer {
         write: Option<CacheWrite>,
     ) -> AttentionOutput {
         let key_rows = write.and_then(|write| Some((write.cache, write.key_rows?)));
-        if self.needs_no_indexer(request, write)
-            && key_rows.is_none()
+        if key_rows.is_none()
+            && self.needs_no_indexer(pack, request, write)
             && let Some(head_outputs) = main.attend_pack(h, pack, write)
         {
-            return PackRecord::default().into_output(main.output(&head_outputs));
+            let mut record = PackRecord::default();
+            for document in &pack.documents {
+                self.record_all_in_sight(document, request, &mut record);
+            }
+            return record.into_output(main.output(&head_outputs));
         }
         let mut states = main.states(h, &pack.rotations.main);
         let mut index = self.indexer_states(h, main.indexer_input(&states), pack, request, write);
@@ -323,7 +341,7 @@ impl AttentionLayer {
             if let (Some(index_k), Some(index)) = (&cache.index_k, &mut index) {
                 index.k = index_k.index_select(0, rows);
             }
-            if self.needs_no_indexer(request, write)
+            if self.needs_no_indexer(pack, request, write)
                 && let Some(head_outputs) = main.attend_behind(&states, pack)
             {
                 return PackRecord::default().into_output(main.output(&head_outputs));
@@ -333,31 +351,28 @@ impl AttentionLayer {
         let mut record = PackRecord::default();
         for document in &pack.documents {
             let index = index.as_ref().map(|index| index.of_document(document));
-            let selects = |indexer: &Indexer| {
+            let way = self.way(main, document);
+            let selects = |index: &IndexerStates| {
+                // Without kernels the loss is that of a selection, of all keys too.
+                let has_choice = way != Some(Way::Dense);
                 request.attention == Attention::Sparse
-                    && (document.most_visible > indexer.topk() || request.indexer_loss)
+                    && (has_choice || request.indexer_loss && !index.has_kernels())
             };
             let (heads, attended) = match (&self.indexer, index) {
-                (Some(indexer), Some(index)) if selects(indexer) => {
+                (Some(indexer), Some(index)) if selects(&index) => {
                     let sparse = SparseAttention {
                         indexer,
                         document,
                         request,
                         num_heads: self.num_heads,
                         softmax_scale: self.softmax_scale,
+                        way: way.expect("the layer has an indexer"),
                     };
                     let heads = |gathers| main.sparse_heads(&states, document, gathers);
                     sparse.attend(heads, index, &mut record)
                 }
-                (indexer, index) => {
-                    if let (Some(indexer), Attention::Sparse, Selection::Record) =
-                        (indexer, request.attention, &request.selection)
-                    {
-                        let width = indexer.topk().min(document.most_visible);
-                        let all =
-                            selection::all_in_sight(document, document.past, document.len, width);
-                        record.selected.push(all);
-                    }
+                (_, index) => {
+                    self.record_all_in_sight(document, request, &mut record);
                     let heads = main.dense_heads(&states, document);
                     if let (true, Some(index)) = (request.indexer_loss, index) {
                         let scale = self.softmax_scale;
@@ -373,10 +388,55 @@ impl AttentionLayer {
         record.into_output(main.output(&Tensor::cat(&outputs, 0)))
     }
 
+    /// How a document attends sparsely on a GPU; nothing without an indexer.
+    fn way<M: MainAttention>(&self, main: &M, document: &DocumentContext) -> Option<Way> {
+        let indexer = self.indexer.as_ref()?;
+        let way = choice::choose(&Problem {
+            len: document.len,
+            most_visible: document.most_visible,
+            topk: indexer.topk(),
+            learns: autograd::is_enabled(),
+            shape: main.head_shape(),
+        });
+        Some(match way {
+            // Masks know documents that begin with their first key.
+            Way::Masked if document.past > 0 => Way::Gathered,
+            way => way,
+        })
+    }
+
     /// Whether this pass neither asks nor trains an indexer, nor writes its keys.
-    fn needs_no_indexer(&self, request: &AttentionRequest, write: Option<CacheWrite>) -> bool {
-        let is_dense = request.attention == Attention::Dense && !request.indexer_loss;
-        self.indexer.is_none() || (is_dense && write.is_none())
+    fn needs_no_indexer(
+        &self,
+        pack: &PackContext,
+        request: &AttentionRequest,
+        write: Option<CacheWrite>,
+    ) -> bool {
+        let Some(indexer) = &self.indexer else {
+            return true;
+        };
+        let selects = request.attention == Attention::Sparse
+            && pack
+                .documents
+                .iter()
+                .any(|document| document.most_visible > indexer.topk());
+        !selects && !request.indexer_loss && write.is_none()
+    }
+
+    /// Records the selection of a document in which every query attends to all it sees.
+    fn record_all_in_sight(
+        &self,
+        document: &DocumentContext,
+        request: &AttentionRequest,
+        record: &mut PackRecord,
+    ) {
+        if let (Some(indexer), Attention::Sparse, Selection::Record) =
+            (&self.indexer, request.attention, &request.selection)
+        {
+            let width = indexer.topk().min(document.most_visible);
+            let all = selection::all_in_sight(document, document.past, document.len, width);
+            record.selected.push(all);
+        }
     }
 
     /// The indexer's states, where this pass needs them; tracked by autograd only for its loss.

@@ -57,6 +57,7 @@ pub(crate) struct DocumentContext {
     device: Device,
     branch_starts: OnceCell<Tensor>,
     visible: OnceCell<Tensor>,
+    varlen_plan: OnceCell<VarlenPlan>,
 }
 
 /// Which keys some rows of a document see.
@@ -133,7 +134,10 @@ impl PackContext {
     /// each branch behind the trunk. A single branch simply continues it.
     pub(crate) fn varlen_plan(&self) -> &VarlenPlan {
         self.varlen_plan.get_or_init(|| {
-            let sequences = self.documents.iter().flat_map(DocumentContext::sequences);
+            let sequences = self
+                .documents
+                .iter()
+                .flat_map(|document| document.sequences(document.start));
             let sequences: Vec<VarlenSequence> = sequences.collect();
             VarlenPlan::new(&sequences, self.num_tokens, self.positions.device())
         })
@@ -203,6 +207,7 @@ impl DocumentContext {
             device,
             branch_starts: OnceCell::new(),
             visible: OnceCell::new(),
+            varlen_plan: OnceCell::new(),
         }
     }
 
@@ -211,7 +216,7 @@ impl DocumentContext {
         self.past + self.len
     }
 
-    fn is_branched(&self) -> bool {
+    pub(crate) fn is_branched(&self) -> bool {
         self.branch_lens.len() > 1
     }
 
@@ -236,16 +241,23 @@ impl DocumentContext {
         }
     }
 
-    fn sequences(&self) -> Vec<VarlenSequence> {
-        let end_of_trunk = self.start + self.trunk_len;
+    /// This document alone as a pack, made when first asked for.
+    pub(crate) fn varlen_plan(&self) -> &VarlenPlan {
+        self.varlen_plan
+            .get_or_init(|| VarlenPlan::new(&self.sequences(0), self.len, self.device))
+    }
+
+    /// The sequences of the document, whose first token is row `start`.
+    fn sequences(&self, start: i64) -> Vec<VarlenSequence> {
+        let end_of_trunk = start + self.trunk_len;
         if !self.is_branched() {
-            let end = self.start + self.len;
+            let end = start + self.len;
             return vec![VarlenSequence {
-                queries: self.start..end,
-                keys: vec![self.start..end_of_trunk, end_of_trunk..end],
+                queries: start..end,
+                keys: vec![start..end_of_trunk, end_of_trunk..end],
             }];
         }
-        let trunk = self.start..end_of_trunk;
+        let trunk = start..end_of_trunk;
         let mut sequences = vec![VarlenSequence {
             queries: trunk.clone(),
             keys: Vec::from([trunk.clone()]),

@@ -7,6 +7,7 @@
 
 use kernels::decode::attention::Cache;
 use kernels::decode::small_products::{Epilogue, small_product};
+use kernels::dsa::gpu::choice::HeadShape;
 use kernels::fused::rope::{RotatedHeads, rope_and_gather};
 use kernels::fused::varlen;
 use kernels::tch::Tensor;
@@ -213,6 +214,15 @@ impl MainAttention for GroupedQueryAttention {
         _gathers: bool,
     ) -> Heads {
         self.dense_heads(states, document)
+    }
+
+    fn head_shape(&self) -> HeadShape {
+        HeadShape {
+            heads: self.num_heads,
+            gathered_kv_heads: self.num_kv_heads,
+            gathered: [self.head_dim; 2],
+            dense: [self.head_dim; 2],
+        }
     }
 
     fn head_outputs(&self, attended: &Tensor, _heads: &Heads) -> Tensor {

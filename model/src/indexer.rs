@@ -7,7 +7,7 @@
 //! indexer learns only from its own loss. The Hadamard transform is part of the simulated
 //! quantisation; without it, it changes no score.
 
-use kernels::dsa::gpu::indexer::IndexerTile;
+use kernels::dsa::gpu::indexer::{IndexerKernels, IndexerTile};
 use kernels::dsa::{self, ScaleFormat};
 use kernels::tch::{self, Kind, Tensor};
 
@@ -57,6 +57,11 @@ impl IndexerStates {
             k: self.k.shallow_clone(),
             weights: self.weights.shallow_clone(),
         }
+    }
+
+    /// Whether kernels of a GPU take them.
+    pub(crate) fn has_kernels(&self) -> bool {
+        IndexerKernels::of(&self.q, &self.k).is_some()
     }
 
     /// As the kernels of a GPU take them.

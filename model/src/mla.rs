@@ -9,12 +9,14 @@
 //! Both compute scores (q_nope,h . W_UK,h c + q_pe,h . k_pe) (d_nope + d_rope)^-0.5 m^2, m by YaRN.
 
 use kernels::dsa::Values;
+use kernels::dsa::gpu::choice::HeadShape;
 use kernels::paged;
 use kernels::tch::{Kind, Tensor};
 
 use crate::attention::{CacheWrite, HeadValues, Heads, MainAttention, write_rows};
 use crate::config::{MlaConfig, ModelConfig};
-use crate::context::{DecodeContext, DocumentContext};
+use crate::context::{DecodeContext, DocumentContext, PackContext};
+use crate::dense_attention;
 use crate::kv_cache::{KeyValueCache, LayerCache};
 use crate::norm::RmsNorm;
 use crate::parameter::{Parameter, ParameterGroup, ParameterLoader};
@@ -134,6 +136,23 @@ impl MultiHeadLatentAttention {
         outputs.reshape([-1, self.num_heads * self.v_dim])
     }
 
+    fn expanded_heads(&self, q_nope: &Tensor, q_pe: &Tensor, latent: &Tensor) -> Heads {
+        let (num_tokens, width) = (latent.size()[0], self.nope_dim + self.v_dim);
+        let kv = self
+            .kv_b_proj
+            .project(&latent.narrow(1, 0, self.latent_rank))
+            .view([num_tokens, self.num_heads, width]);
+        let k_pe = latent
+            .narrow(1, self.latent_rank, self.rope_dim)
+            .unsqueeze(1)
+            .expand([num_tokens, self.num_heads, self.rope_dim], false);
+        Heads {
+            q: Tensor::cat(&[q_nope, q_pe], 2),
+            k: Tensor::cat(&[kv.narrow(2, 0, self.nope_dim), k_pe], 2),
+            v: HeadValues::Own(kv.narrow(2, self.nope_dim, self.v_dim)),
+        }
+    }
+
     fn absorbed_heads(&self, states: &LatentStates, document: &DocumentContext) -> Heads {
         let (q_nope, q_pe) = (document.rows(&states.q_nope), document.rows(&states.q_pe));
         Heads {
@@ -178,22 +197,11 @@ impl MainAttention for MultiHeadLatentAttention {
 
     /// The expanded form.
     fn dense_heads(&self, states: &LatentStates, document: &DocumentContext) -> Heads {
-        let latent = document.keys(&states.latent);
-        let (len, width) = (document.num_keys(), self.nope_dim + self.v_dim);
-        let kv = self
-            .kv_b_proj
-            .project(&latent.narrow(1, 0, self.latent_rank))
-            .view([len, self.num_heads, width]);
-        let k_pe = latent
-            .narrow(1, self.latent_rank, self.rope_dim)
-            .unsqueeze(1)
-            .expand([len, self.num_heads, self.rope_dim], false);
-        let (q_nope, q_pe) = (document.rows(&states.q_nope), document.rows(&states.q_pe));
-        Heads {
-            q: Tensor::cat(&[q_nope, q_pe], 2),
-            k: Tensor::cat(&[kv.narrow(2, 0, self.nope_dim), k_pe], 2),
-            v: HeadValues::Own(kv.narrow(2, self.nope_dim, self.v_dim)),
-        }
+        self.expanded_heads(
+            &document.rows(&states.q_nope),
+            &document.rows(&states.q_pe),
+            &document.keys(&states.latent),
+        )
     }
 
     /// Absorbed where selected entries are gathered, for all heads at once; where the others are
@@ -210,6 +218,15 @@ impl MainAttention for MultiHeadLatentAttention {
         }
     }
 
+    fn head_shape(&self) -> HeadShape {
+        HeadShape {
+            heads: self.num_heads,
+            gathered_kv_heads: 1,
+            gathered: [self.latent_rank + self.rope_dim, self.latent_rank],
+            dense: [self.nope_dim + self.rope_dim, self.v_dim],
+        }
+    }
+
     fn head_outputs(&self, attended: &Tensor, heads: &Heads) -> Tensor {
         match heads.v {
             HeadValues::Own(_) => self.flatten_heads(attended),
@@ -219,6 +236,25 @@ impl MainAttention for MultiHeadLatentAttention {
 
     fn write_prompts(&self, states: &LatentStates, write: CacheWrite) {
         write_rows(latents_of(write.cache), write.rows, &states.latent);
+    }
+
+    fn attend_pack(
+        &self,
+        h: &Tensor,
+        pack: &PackContext,
+        write: Option<CacheWrite>,
+    ) -> Option<Tensor> {
+        if !dense_attention::knows_sequences(h, self.nope_dim + self.rope_dim, self.v_dim) {
+            return None;
+        }
+        let states = self.states(h, &pack.rotations.main);
+        if let Some(write) = write {
+            self.write_prompts(&states, write);
+        }
+        let heads = self.expanded_heads(&states.q_nope, &states.q_pe, &states.latent);
+        let plan = pack.varlen_plan();
+        let attended = dense_attention::attend_sequences(&heads, plan, self.softmax_scale);
+        Some(self.flatten_heads(&attended))
     }
 
     fn with_cached(&self, states: LatentStates, cache: &LayerCache, rows: &Tensor) -> LatentStates {

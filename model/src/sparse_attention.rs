@@ -7,11 +7,13 @@
 use kernels::dsa;
 use kernels::dsa::Values;
 use kernels::dsa::gpu::attention::SelectedAttention;
+use kernels::dsa::gpu::choice::Way;
 use kernels::dsa::gpu::indexer::IndexerKernels;
+use kernels::dsa::gpu::masked::MaskedAttention;
 use kernels::tch::{Kind, Tensor};
 
 use crate::attention::{AttentionRequest, HeadValues, Heads, PackRecord};
-use crate::context::DocumentContext;
+use crate::context::{DocumentContext, RowVisibility};
 use crate::indexer::{Indexer, IndexerStates};
 use crate::indexer_loss::{self, GPU_SCORES, TiledLoss};
 use crate::selection::{self, Selection};
@@ -30,6 +32,8 @@ pub(crate) struct SparseAttention<'a> {
     pub(crate) request: &'a AttentionRequest,
     pub(crate) num_heads: i64,
     pub(crate) softmax_scale: f64,
+    /// Taken on a GPU.
+    pub(crate) way: Way,
 }
 
 impl SparseAttention<'_> {
@@ -43,23 +47,41 @@ impl SparseAttention<'_> {
     ) -> (Heads, Tensor) {
         let num_keys = self.document.num_keys();
         let num_selected = self.indexer.topk().min(num_keys);
-        if let Some(kernels) = IndexerKernels::of(&index.q, &index.k) {
-            let heads = heads(true);
-            let (q, k, v) = (&heads.q, &heads.k, heads.v.values());
-            let attention = SelectedAttention::new(q, k, v, num_selected, self.softmax_scale);
-            if let Some(attention) = attention {
-                let attended = self.attend_by_kernels(attention, kernels, index, record);
-                return (heads, attended);
-            }
+        if let Some(kernels) = IndexerKernels::of(&index.q, &index.k)
+            && let Some((heads, attention)) = self.on_a_gpu(&heads, num_selected)
+        {
+            let attended = self.attend_by_kernels(attention, kernels, index, record);
+            return (heads, attended);
         }
         let heads = heads(dsa::gathers(num_keys, num_selected));
         let attended = self.attend_by_tiles(&heads, index, record);
         (heads, attended)
     }
 
+    /// The heads in the form of the fastest way there, and that way; `None` for what kernels don't know.
+    fn on_a_gpu(
+        &self,
+        heads: &impl Fn(bool) -> Heads,
+        num_selected: i64,
+    ) -> Option<(Heads, GpuAttention)> {
+        let scale = self.softmax_scale;
+        if self.way == Way::Masked {
+            let heads = heads(false);
+            if let HeadValues::Own(v) = &heads.v
+                && let Some(masked) = MaskedAttention::new(&heads.q, &heads.k, v, scale)
+            {
+                return Some((heads, GpuAttention::Masked(masked)));
+            }
+        }
+        let heads = heads(true);
+        let (q, k, v) = (&heads.q, &heads.k, heads.v.values());
+        let gathered = SelectedAttention::new(q, k, v, num_selected, scale)?;
+        Some((heads, GpuAttention::Gathered(gathered)))
+    }
+
     fn attend_by_kernels(
         &self,
-        attention: SelectedAttention,
+        mut attention: GpuAttention,
         kernels: IndexerKernels,
         index: IndexerStates,
         record: &mut PackRecord,
@@ -69,7 +91,7 @@ impl SparseAttention<'_> {
         let mut tiles = Tiles::new(self, width);
         let mut loss = TiledLoss::new(index, self.request.indexer_loss);
         let rows_at_once =
-            (GPU_SCORES / document.num_keys()).clamp(SPARSE_TILE, document.len.max(SPARSE_TILE));
+            (GPU_SCORES / document.num_keys() / SPARSE_TILE * SPARSE_TILE).max(SPARSE_TILE);
         let mut first = 0;
         while first < document.len {
             let rows = rows_at_once.min(document.len - first);
@@ -81,7 +103,7 @@ impl SparseAttention<'_> {
             let selected = tiles.choose(own, first, record);
             attention.attend(first, &selected);
             if self.request.indexer_loss {
-                let sums = attention.head_probs_sum(first, rows);
+                let sums = attention.head_probs_sum(&selected, &visibility);
                 let heads = (&sums, self.num_heads);
                 loss.add_by_kernel(
                     &kernels,
@@ -151,6 +173,42 @@ impl SparseAttention<'_> {
         }
         tiles.finish(loss, record);
         Tensor::cat(&outputs, 0)
+    }
+}
+
+/// A way to attend on a GPU, by rows of queries in order.
+#[derive(Debug)]
+enum GpuAttention {
+    Gathered(SelectedAttention),
+    Masked(MaskedAttention),
+}
+
+impl GpuAttention {
+    fn attend(&mut self, first: i64, selected: &Tensor) {
+        match self {
+            GpuAttention::Gathered(attention) => attention.attend(first, selected),
+            GpuAttention::Masked(attention) => attention
+                .attend(first, selected)
+                .expect("cuDNN knows bf16 heads of up to 192"),
+        }
+    }
+
+    /// Of rows that have attended, `[rows, K]`.
+    fn head_probs_sum(&self, selected: &Tensor, visibility: &RowVisibility) -> Tensor {
+        let visibility = visibility.as_kernels_take_it();
+        match self {
+            GpuAttention::Gathered(attention) => {
+                attention.head_probs_sum(visibility.first, selected.size()[0])
+            }
+            GpuAttention::Masked(attention) => attention.head_probs_sum(selected, visibility),
+        }
+    }
+
+    fn into_output(self) -> Tensor {
+        match self {
+            GpuAttention::Gathered(attention) => attention.into_output(),
+            GpuAttention::Masked(attention) => attention.into_output(),
+        }
     }
 }
 

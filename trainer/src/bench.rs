@@ -14,6 +14,7 @@ mod operations;
 pub mod shapes;
 mod sparse;
 pub mod timing;
+mod ways;
 pub mod work;
 pub mod workloads;
 
@@ -51,6 +52,8 @@ pub enum Part {
     Context,
     /// Attention alone at DeepSeek-V3.2's widths, sparse and dense, 4K to 64K tokens, on a GPU
     Sparse,
+    /// The ways to attend to selected keys, 1K to 16K tokens, on a GPU
+    SparseWays,
 }
 
 /// What is measured unless asked otherwise.
@@ -102,7 +105,13 @@ pub fn run<E: From<TrainerError>>(
         bytes_per_sec,
     };
 
-    let without_rows = [Part::Products, Part::Context, Part::Kernels, Part::Sparse];
+    let without_rows = [
+        Part::Products,
+        Part::Context,
+        Part::Kernels,
+        Part::Sparse,
+        Part::SparseWays,
+    ];
     if parts.iter().any(|part| !without_rows.contains(part)) {
         print(&format!("\n{}", header()))?;
     }
@@ -150,6 +159,9 @@ pub fn run<E: From<TrainerError>>(
     }
     if parts.contains(&Part::Sparse) {
         sparse::run(device, timing, &mut print)?;
+    }
+    if parts.contains(&Part::SparseWays) {
+        ways::run(device, timing, &mut print)?;
     }
     let peak = kernels::runtime::peak_memory_bytes() as f64 / 1e9;
     print(&format!("\n{:<32}{peak:>10.2} GB", "peak memory"))

@@ -7,8 +7,10 @@
 //! [`selftest`] compares them with their references. Gradients of keys are added up by atomics, in no fixed order; everything else gives the same bits each time.
 
 pub mod attention;
+pub mod choice;
 pub mod dense;
 pub mod indexer;
+pub mod masked;
 pub mod selftest;
 
 #[cfg(test)]

@@ -22,16 +22,16 @@ const LATENT: [i64; 2] = [576, 512];
 const EXPANDED: [i64; 2] = [192, 128];
 const INDEX_HEADS: i64 = 64;
 const INDEX_DIM: i64 = 128;
-const TOPK: i64 = 2048;
+pub(super) const TOPK: i64 = 2048;
 /// Index scores that are alive at once.
 const SCORES: i64 = 1 << 26;
 
 /// What one way took of one document.
-struct Measured {
-    select: f64,
-    forward: f64,
-    backward: f64,
-    peak_bytes: u64,
+pub(super) struct Measured {
+    pub(super) select: f64,
+    pub(super) forward: f64,
+    pub(super) backward: f64,
+    pub(super) peak_bytes: u64,
 }
 
 /// Measures and prints a row for every length and way.
@@ -92,16 +92,16 @@ fn dense_flops(pairs: f64) -> [f64; 2] {
 }
 
 /// Random inputs of one document.
-struct Inputs {
+pub(super) struct Inputs {
     len: i64,
-    index_q: Tensor,
-    index_k: Tensor,
+    pub(super) index_q: Tensor,
+    pub(super) index_k: Tensor,
     weights: Tensor,
     branch_starts: Tensor,
 }
 
 impl Inputs {
-    fn new(device: Device, len: i64) -> Inputs {
+    pub(super) fn new(device: Device, len: i64) -> Inputs {
         Inputs {
             len,
             index_q: random(&[len, INDEX_HEADS, INDEX_DIM], device),
@@ -139,7 +139,7 @@ impl Inputs {
         }
     }
 
-    fn selected(&self, kernels: IndexerKernels) -> Tensor {
+    pub(super) fn selected(&self, kernels: IndexerKernels) -> Tensor {
         let mut tiles = Vec::new();
         self.select(kernels, |_, selected| tiles.push(selected.shallow_clone()));
         Tensor::cat(&tiles, 0)
@@ -228,7 +228,7 @@ impl Inputs {
 }
 
 /// The median of `work`'s times, and the most memory beyond what was held before.
-fn measure(
+pub(super) fn measure(
     device: Device,
     timing: Timing,
     leaves: &[&Tensor],
@@ -255,7 +255,7 @@ fn measure(
     })
 }
 
-fn backward(output: &Tensor, grad: &Tensor, leaf: &Tensor) -> f64 {
+pub(super) fn backward(output: &Tensor, grad: &Tensor, leaf: &Tensor) -> f64 {
     secs(|| {
         autograd::backward(&[output.shallow_clone()], &[grad.shallow_clone()])
             .expect("the output has a history");
@@ -264,12 +264,12 @@ fn backward(output: &Tensor, grad: &Tensor, leaf: &Tensor) -> f64 {
 }
 
 /// Waits until a tensor is computed.
-fn wait_for(x: &Tensor) {
+pub(super) fn wait_for(x: &Tensor) {
     let first = x.detach().flatten(0, -1).narrow(0, 0, 1);
     let _ = first.to_kind(Kind::Double).double_value(&[0]);
 }
 
-fn random(shape: &[i64], device: Device) -> Tensor {
+pub(super) fn random(shape: &[i64], device: Device) -> Tensor {
     Tensor::randn(shape, (Kind::BFloat16, device))
 }
 

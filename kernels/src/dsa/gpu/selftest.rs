@@ -6,6 +6,7 @@ use tch::{Device, Kind, Tensor};
 use super::attention::SelectedAttention;
 use super::dense::head_probs_sum;
 use super::indexer::{IndexerGradients, IndexerKernels, IndexerTile, Visibility};
+use super::masked::MaskedAttention;
 use crate::autograd;
 use crate::decode::selftest::Outcome;
 use crate::dsa::{self, Values, reference};
@@ -33,6 +34,7 @@ pub fn run(device: Device, seed: i64) -> Result<Vec<Outcome>, KernelError> {
         outcomes: Vec::new(),
     };
     test.attention()?;
+    test.masked()?;
     test.indexer()?;
     test.selection();
     test.dense_loss()?;
@@ -120,6 +122,52 @@ impl Test {
             if let (Some(narrow), Some(wide)) = (nv, wv) {
                 self.close(name("dv"), &narrow.grad(), &wide.grad(), LIMIT);
             }
+        }
+        Ok(())
+    }
+
+    /// The second way to the same: output, head sums and gradients.
+    fn masked(&mut self) -> Result<(), KernelError> {
+        let device = self.device;
+        for (heads, kv_heads, dim, v_dim, len, topk) in
+            [(16, 16, 192, 128, 333, 100), (9, 3, 64, 64, 300, 33)]
+        {
+            let q = random(&[len, heads, dim], device);
+            let k = random(&[len, kv_heads, dim], device);
+            let v = random(&[len, kv_heads, v_dim], device);
+            let selected = random_selection(len, len, topk, device);
+            let grad = random(&[len, heads, v_dim], device);
+            let starts = Tensor::zeros([len], (Kind::Int64, device));
+            let visibility = Visibility {
+                first: 0,
+                trunk_len: len,
+                branch_starts: &starts,
+            };
+            let scale = (dim as f64).powf(-0.5);
+            let wide = |x: &Tensor| x.to_kind(Kind::Float).set_requires_grad(true);
+            let (wq, wk, wv) = (wide(&q), wide(&k), wide(&v));
+            let expected = reference::attend_selected(&wq, &wk, &wv, &selected, scale);
+            autograd::backward(&[expected.0.shallow_clone()], &[grad.to_kind(Kind::Float)])?;
+            let leaf = |x: &Tensor| x.detach().copy().set_requires_grad(true);
+            let (nq, nk, nv) = (leaf(&q), leaf(&k), leaf(&v));
+            poison_freed_memory(&[q.shallow_clone(), grad.shallow_clone()]);
+            // On Hopper only.
+            let Some(mut attention) = MaskedAttention::new(&nq, &nk, &nv, scale) else {
+                continue;
+            };
+            // In two pieces, as a document is worked through.
+            for (first, rows) in [(0, 256), (256, len - 256)] {
+                attention.attend(first, &selected.narrow(0, first, rows))?;
+            }
+            let sums = attention.head_probs_sum(&selected, visibility);
+            let output = attention.into_output();
+            autograd::backward(&[output.shallow_clone()], &[grad.shallow_clone()])?;
+            let name = |part: &str| format!("masked attention, {heads} heads of {dim}, {part}");
+            self.close(name("output"), &output, &expected.0, LIMIT);
+            self.close(name("head sums"), &sums, &expected.1, F32_LIMIT);
+            self.close(name("dq"), &nq.grad(), &wq.grad(), LIMIT);
+            self.close(name("dk"), &nk.grad(), &wk.grad(), LIMIT);
+            self.close(name("dv"), &nv.grad(), &wv.grad(), LIMIT);
         }
         Ok(())
     }
