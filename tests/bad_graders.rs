@@ -36,10 +36,7 @@ impl Grader for Scripted {
 }
 
 fn graded(reward: f64) -> Verdict {
-    Verdict::Graded {
-        reward,
-        extracted: None,
-    }
+    Verdict::graded(reward, None)
 }
 
 fn hang() -> Verdict {
@@ -90,7 +87,7 @@ fn reasons(file: &RolloutFile) -> Vec<Option<&str>> {
     let samples = file.groups.iter().flat_map(|group| &group.samples);
     let reasons: Vec<Option<&str>> = samples
         .map(|sample| match &sample.verdict {
-            Verdict::Invalid { reason } => Some(reason.as_str()),
+            Verdict::Invalid { reason, .. } => Some(reason.as_str()),
             Verdict::Graded { .. } => None,
         })
         .collect();

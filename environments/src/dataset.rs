@@ -26,6 +26,7 @@ pub use self::error::DatasetError;
 use self::fields::Demands;
 use self::index::Index;
 use self::rows::Rows;
+use crate::episode::EpisodeLimits;
 use crate::task::{RowKey, Split, Task, TaskKey, Verifier};
 
 /// An opened dataset.
@@ -176,7 +177,11 @@ impl Dataset {
         })?;
         Ok(Task {
             key: TaskKey::Row(key.clone()),
+            system: None,
             question: found.prompt,
+            tools: Vec::new(),
+            limits: EpisodeLimits::default(),
+            witness: Vec::new(),
             solution: found.solution,
             gold: found.gold,
             verifier: Verifier::Answer(self.demands.grader),

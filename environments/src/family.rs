@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::arithmetic::{compare, countdown, gcd, products, sums};
 use crate::draw::{Draw, Purpose};
-use crate::instance::{Instance, TaskFamily, split_of};
+use crate::instance::{Domain, Instance, TaskFamily, split_of};
 use crate::task::{FamilyKey, Task, Verifier};
 
 /// Attempts before a draw gives up. Of any level at least 1 draw in 100 lands in either split, so that
@@ -74,15 +74,40 @@ impl Family {
         self.definition().levels()
     }
 
+    /// What it trains.
+    pub fn domain(self) -> Domain {
+        self.definition().domain()
+    }
+
+    /// Grows whenever the same key gives other bytes than before.
+    pub fn version(self) -> u32 {
+        self.definition().version()
+    }
+
+    /// A thousand of its tasks are made and graded within a second or so.
+    pub fn is_quick(self) -> bool {
+        self.definition().is_quick()
+    }
+
+    /// It runs code that the policy wrote; see [`sandbox`](crate::sandbox).
+    pub fn needs_sandbox(self) -> bool {
+        self.definition().needs_sandbox()
+    }
+
     /// The instance that `key` names.
     ///
     /// # Panics
     /// When the family has no such level: check [`Family::levels`] where a level is read.
     pub fn task(key: &FamilyKey) -> Task {
         let instance = instance(key);
+        let definition = key.family.definition();
         Task {
             key: key.clone().into(),
+            system: instance.system,
             question: instance.question,
+            tools: definition.tools(key.level),
+            limits: definition.limits(key.level),
+            witness: instance.witness,
             solution: instance.solution,
             gold: instance.gold,
             verifier: Verifier::Family(key.family),

@@ -5,9 +5,15 @@
 
 use std::ops::RangeInclusive;
 
+use serde::{Deserialize, Serialize};
+
 use crate::draw::Draw;
+use crate::episode::EpisodeLimits;
 use crate::integer_answer;
-use crate::task::{Split, Verdict};
+use crate::session::Session;
+use crate::task::Split;
+use crate::tool::{ToolCall, ToolDef};
+use crate::verdict::{Fault, Verdict};
 
 /// One in this many instances is held out.
 const HELD_OUT_EVERY: u64 = 4;
@@ -17,16 +23,36 @@ const HELD_OUT_EVERY: u64 = 4;
 const SPLIT_CONTEXT: &str = "baleen environments 1: train or held-out";
 
 /// One instance, before it is known whether the wanted split holds it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Instance {
     /// What is asked, free of wording and order. Equal for instances a policy would call the same.
     pub(crate) canonical: String,
-    /// The sentence the policy reads.
+    /// Rules of the place, for the system message.
+    pub(crate) system: Option<String>,
+    /// What the policy is asked.
     pub(crate) question: String,
-    /// A worked solution that earns reward 1.
+    /// The calls, turn by turn, of the worked solution.
+    pub(crate) witness: Vec<Vec<ToolCall>>,
+    /// Its answer; with the calls before it, it earns reward 1.
     pub(crate) solution: String,
-    /// What [`TaskFamily::grade`] compares with.
+    /// What [`TaskFamily::grade`] compares with, or what [`TaskFamily::open`] makes a session of (JSON).
     pub(crate) gold: String,
+}
+
+/// What a task trains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Domain {
+    /// Mathematics.
+    Math,
+    /// Logic puzzles.
+    Logic,
+    /// Programs.
+    Programming,
+    /// Agents with tools and a state to change.
+    Agent,
+    /// The user's own prompts, and whatever else.
+    General,
 }
 
 /// A family of tasks: one implementation per file.
@@ -36,6 +62,46 @@ pub(crate) trait TaskFamily {
 
     /// Levels that exist, easiest first.
     fn levels(&self) -> RangeInclusive<u32>;
+
+    /// What it trains.
+    fn domain(&self) -> Domain {
+        Domain::Math
+    }
+
+    /// Grows by one whenever the same key gives other bytes than before.
+    fn version(&self) -> u32 {
+        1
+    }
+
+    /// It runs code that the policy wrote, so a machine without a working sandbox can't have it.
+    fn needs_sandbox(&self) -> bool {
+        false
+    }
+
+    /// A thousand instances of any level are drawn and graded within a second or so: tests draw a twentieth of the
+    /// others.
+    fn is_quick(&self) -> bool {
+        true
+    }
+
+    /// What the policy may call.
+    fn tools(&self, _level: u32) -> Vec<ToolDef> {
+        Vec::new()
+    }
+
+    /// Bounds of an episode.
+    fn limits(&self, _level: u32) -> EpisodeLimits {
+        EpisodeLimits::default()
+    }
+
+    /// A session, for a family with tools or with a user to talk to; `None` is a task of one turn, which
+    /// [`TaskFamily::grade`] grades.
+    ///
+    /// # Errors
+    /// A fault of the service.
+    fn open(&self, _level: u32, _gold: &str) -> Result<Option<Box<dyn Session>>, Fault> {
+        Ok(None)
+    }
 
     /// Draws an instance of `level`, which lies in [`levels`](TaskFamily::levels); `None` asks for a
     /// fresh attempt.

@@ -7,7 +7,7 @@
 //! (`17-5` is 17 and 5). Leading zeros and `-0` are normalised. Digits are compared as text, so no
 //! length overflows. Words, units and digits of other scripts are ignored.
 
-use crate::task::Verdict;
+use crate::verdict::Verdict;
 
 /// A number found in a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub(crate) fn grade(gold: &str, completion: &str) -> Verdict {
         Some(Number::Other(answer)) => (0.0, Some(answer)),
         None => (0.0, None),
     };
-    Verdict::Graded { reward, extracted }
+    Verdict::graded(reward, extracted)
 }
 
 /// The integer that is all of `text`, as [`grade`] writes it; white space, a sign and commas between groups
@@ -125,7 +125,7 @@ mod tests {
     fn extracted(completion: &str) -> Option<String> {
         match grade("", completion) {
             Verdict::Graded { extracted, .. } => extracted,
-            Verdict::Invalid { reason } => panic!("{reason}"),
+            Verdict::Invalid { reason, .. } => panic!("{reason}"),
         }
     }
 

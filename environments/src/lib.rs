@@ -10,17 +10,29 @@
 
 mod arithmetic;
 pub mod baselines;
+mod committed;
 pub mod dataset;
 mod draw;
 mod echo;
+pub mod episode;
 pub mod family;
 mod instance;
 mod integer_answer;
+mod sandboxed;
+pub mod session;
 pub mod task;
 mod tasks;
+pub mod tool;
+pub mod verdict;
 
 pub use baselines::Baseline;
 pub use dataset::{AnswerGrader, BadRow, Dataset, DatasetConfig, DatasetError, FileIdentity};
+pub use episode::{AssistantTurn, Episode, EpisodeLimits, Next, Stop};
 pub use family::{Family, UnknownFamily};
-pub use task::{FamilyKey, RowKey, Split, Task, TaskKey, Verdict};
+pub use instance::Domain;
+pub use sandboxed::sandbox;
+pub use session::{Called, Reply, Session};
+pub use task::{FamilyKey, RowKey, Split, Task, TaskKey};
 pub use tasks::Tasks;
+pub use tool::{ToolCall, ToolDef, ToolMessage, ToolOutput};
+pub use verdict::{Fault, FaultKind, Verdict};

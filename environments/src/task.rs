@@ -1,12 +1,17 @@
-//! What a task is, and what a grader says of an answer.
+//! What a task is: its name, what the policy sees of it, and what is sealed.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::dataset::AnswerGrader;
 use crate::echo::without_question;
+use crate::episode::EpisodeLimits;
 use crate::family::Family;
+use crate::session::{Called, Session};
+use crate::tool::{ToolCall, ToolDef};
+use crate::verdict::{Fault, FaultKind, Verdict};
 
 /// Which half of the instances a key draws from. The halves can't overlap: membership is decided
 /// by a hash of the instance itself.
@@ -83,15 +88,23 @@ impl fmt::Display for RowKey {
 }
 
 /// One instance. Its `Debug` gives no answer away.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq)]
 pub struct Task {
     /// Its name.
     pub key: TaskKey,
+    /// Rules of the place, for the system message: a policy document, the format of answers.
+    pub system: Option<String>,
     /// What the policy is asked.
     pub question: String,
+    /// What it may call; none for a task of one turn.
+    pub tools: Vec<ToolDef>,
+    /// Bounds of its episode.
+    pub limits: EpisodeLimits,
+    /// The calls, turn by turn, that come before [`Task::solution`] in a worked solution.
+    pub witness: Vec<Vec<ToolCall>>,
     /// A worked solution that earns the full reward: text for warm-up and cold start.
     pub solution: String,
-    /// Sealed: what the verifier compares with.
+    /// Sealed: what the verifier compares with, or what a session is made of.
     pub(crate) gold: String,
     pub(crate) verifier: Verifier,
 }
@@ -113,7 +126,8 @@ pub(crate) enum Verifier {
 }
 
 impl Task {
-    /// Grades `completion`, the policy's text, exactly. Repetitions of the question don't count.
+    /// Grades `completion`, the policy's text, exactly. Repetitions of the question don't count. For a task of one
+    /// turn; one with tools is graded by its [`Episode`](crate::Episode).
     pub fn verify(&self, completion: &str) -> Verdict {
         match self.verifier {
             Verifier::Family(family) => {
@@ -123,31 +137,30 @@ impl Task {
             Verifier::Answer(grader) => grader.grade(&self.question, &self.gold, completion),
         }
     }
+
+    /// A fresh session.
+    ///
+    /// # Errors
+    /// A fault of the service.
+    pub(crate) fn open(&self) -> Result<Box<dyn Session>, Fault> {
+        let opened = match &self.key {
+            TaskKey::Family(key) => key.family.definition().open(key.level, &self.gold)?,
+            TaskKey::Row(_) => None,
+        };
+        Ok(opened.unwrap_or_else(|| Box::new(OneTurn(self.clone()))))
+    }
 }
 
-/// What the grader says of a completion.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Verdict {
-    /// Graded: reward in [0, 1].
-    Graded {
-        /// 1 is a full solution.
-        reward: f64,
-        /// The answer found in the completion, if any.
-        extracted: Option<String>,
-    },
-    /// The sample failed through no fault of the policy; it carries no loss and no vote.
-    Invalid {
-        /// Why.
-        reason: String,
-    },
-}
+/// The session of a task that is asked and answered: [`Task::verify`].
+struct OneTurn(Task);
 
-impl Verdict {
-    /// Reward of a graded sample.
-    pub fn reward(&self) -> Option<f64> {
-        match self {
-            Verdict::Graded { reward, .. } => Some(*reward),
-            Verdict::Invalid { .. } => None,
-        }
+impl Session for OneTurn {
+    fn call(&mut self, name: &str, _: &Map<String, Value>) -> Result<Called, Fault> {
+        let problem = format!("{}: no session runs tool {name}", self.0.key);
+        Err(Fault::new(FaultKind::Protocol, problem))
+    }
+
+    fn grade(&mut self, answer: &str) -> Result<Verdict, Fault> {
+        Ok(self.0.verify(answer))
     }
 }

@@ -90,5 +90,6 @@ impl Tasks {
 }
 
 fn num_bytes_of(task: &Task) -> usize {
-    task.question.len() + task.solution.len() + task.gold.len()
+    let system = task.system.as_ref().map_or(0, String::len);
+    system + task.question.len() + task.solution.len() + task.gold.len()
 }

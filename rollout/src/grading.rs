@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use environments::{TaskKey, Tasks, Verdict};
+use environments::{FaultKind, TaskKey, Tasks, Verdict};
 use serde::{Deserialize, Serialize};
 
 use crate::error::RolloutError;
@@ -42,9 +42,7 @@ impl Grader for Tasks {
     fn grade(&self, task: &TaskKey, completion: &str) -> Verdict {
         match self.task(task) {
             Ok(task) => task.verify(completion),
-            Err(error) => Verdict::Invalid {
-                reason: error.to_string(),
-            },
+            Err(error) => Verdict::invalid(FaultKind::Grader, error.to_string()),
         }
     }
 }
@@ -132,8 +130,11 @@ impl GuardedGrader {
     /// The verdict on `completion`, an answer to `prompt`; [`Verdict::Invalid`] where the grader fails.
     pub fn grade(&self, prompt: &Prompt, completion: &str) -> Verdict {
         let verdict = self.verdict(&prompt.task, completion);
-        verdict.unwrap_or_else(|problem| Verdict::Invalid {
-            reason: format!("grading {} (prompt {}): {problem}", prompt.task, prompt.id),
+        verdict.unwrap_or_else(|problem| {
+            Verdict::invalid(
+                FaultKind::Grader,
+                format!("grading {} (prompt {}): {problem}", prompt.task, prompt.id),
+            )
         })
     }
 

@@ -14,7 +14,7 @@ use arrow::datatypes::{
     DataType, Field, Float32Type, Float64Type, Schema, SchemaRef, UInt16Type, UInt32Type,
     UInt64Type,
 };
-use environments::Verdict;
+use environments::{FaultKind, Verdict};
 use model::{KeptTokens, RoutingTrace, SelectionTrace};
 use serde::Serialize;
 
@@ -166,7 +166,7 @@ fn group_batch(schema: &SchemaRef, step: u64, group: &Group, advantages: &[f64])
         Arc::new(StringArray::from_iter(samples.iter().map(
             |s| match &s.verdict {
                 Verdict::Graded { .. } => None,
-                Verdict::Invalid { reason } => Some(reason.as_str()),
+                Verdict::Invalid { reason, .. } => Some(reason.as_str()),
             },
         ))),
         Arc::new(Float64Array::from_iter_values(advantages.iter().copied())),
@@ -249,12 +249,12 @@ impl Rows<'_> {
 
     fn verdict(&self, row: usize) -> Result<Verdict, RolloutError> {
         if let Some(reason) = self.text("invalid_reason", row)? {
-            return Ok(Verdict::Invalid { reason });
+            return Ok(Verdict::invalid(FaultKind::Grader, reason));
         }
-        Ok(Verdict::Graded {
-            reward: self.number::<Float64Type>("reward", row)?,
-            extracted: self.text("extracted", row)?,
-        })
+        Ok(Verdict::graded(
+            self.number::<Float64Type>("reward", row)?,
+            self.text("extracted", row)?,
+        ))
     }
 }
 

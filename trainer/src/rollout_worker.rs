@@ -22,7 +22,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use environments::Verdict;
+use environments::{FaultKind, Verdict};
 use kernels::tch::{self, Device, Kind, Tensor};
 use model::{ModelConfig, Tokenizer, Transformer, WeightError, WeightSource};
 use rollout::group::graded_group;
@@ -391,8 +391,9 @@ fn ungraded(index: usize, sample: GeneratedSample) -> Sample {
         policy_versions: sample.policy_versions,
         finish_reason: sample.finish_reason,
         text: String::new(),
-        verdict: Verdict::Invalid {
-            reason: "not graded: its group was in flight".to_string(),
-        },
+        verdict: Verdict::invalid(
+            FaultKind::Cancelled,
+            "not graded: its group was in flight".to_string(),
+        ),
     }
 }

@@ -71,6 +71,7 @@ impl TaskFamily for Compare {
             question: wording.replace("{}", &list),
             solution,
             gold: answer.to_string(),
+            ..Instance::default()
         })
     }
 

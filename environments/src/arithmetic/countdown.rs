@@ -12,7 +12,7 @@ use crate::arithmetic::expression::{Fraction, evaluate};
 use crate::draw::Draw;
 use crate::instance::{Instance, TaskFamily, canonical};
 use crate::integer_answer::integers;
-use crate::task::Verdict;
+use crate::verdict::Verdict;
 
 /// The family.
 pub(crate) struct Countdown;
@@ -170,6 +170,7 @@ impl TaskFamily for Countdown {
             ),
             solution: format!("{} = {target}", solution.text),
             gold: format!("{} {target}", words.join(" ")),
+            ..Instance::default()
         })
     }
 
@@ -180,10 +181,7 @@ impl TaskFamily for Countdown {
         let is_right = extracted
             .as_deref()
             .is_some_and(|answer| reaches(answer, &numbers, target));
-        Verdict::Graded {
-            reward: f64::from(is_right),
-            extracted,
-        }
+        Verdict::exact(is_right, extracted)
     }
 
     /// Joins the numbers of the question at random; a dead end answers nothing.

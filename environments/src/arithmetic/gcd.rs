@@ -64,6 +64,7 @@ impl TaskFamily for Gcd {
                 .replace("{b}", &b.to_string()),
             solution: format!("{a} = {divisor} * {x} and {b} = {divisor} * {y}, so {divisor}"),
             gold: divisor.to_string(),
+            ..Instance::default()
         })
     }
 

@@ -52,6 +52,7 @@ impl TaskFamily for Products {
                 .replace("{b}", &b.to_string()),
             solution: format!("{a} * {b} = {product}"),
             gold: product.to_string(),
+            ..Instance::default()
         })
     }
 

@@ -60,6 +60,7 @@ impl TaskFamily for Sums {
             question: draw.choose(&WORDINGS).replace("{}", &expression),
             solution: format!("{expression} = {total}"),
             gold: total.to_string(),
+            ..Instance::default()
         })
     }
 

@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::committed::committed;
 use crate::echo::without_question;
 use crate::integer_answer;
-use crate::task::Verdict;
+use crate::verdict::Verdict;
 
 /// The letters of a multiple choice.
 const CHOICES: std::ops::RangeInclusive<char> = 'A'..='H';
@@ -19,6 +20,8 @@ pub enum AnswerGrader {
     Exact,
     /// The last capital letter from A to H that stands alone must be the answer.
     Choice,
+    /// The text in `\boxed{...}` must be the answer, white space aside; different boxes are no answer.
+    Boxed,
 }
 
 impl AnswerGrader {
@@ -36,6 +39,10 @@ impl AnswerGrader {
                 "is no integer; grader: integer needs one, and no other text".into()
             }),
             AnswerGrader::Exact => Ok(normalised(answer)),
+            AnswerGrader::Boxed if answer.contains(['{', '}']) => {
+                Err("has braces; grader: boxed needs an answer without".to_string())
+            }
+            AnswerGrader::Boxed => Ok(without_white_space(answer)),
             AnswerGrader::Choice => match answer.chars().collect::<Vec<_>>()[..] {
                 [letter] if CHOICES.contains(&letter) => Ok(letter.to_string()),
                 _ => Err("is no capital letter from A to H; grader: choice needs one".to_string()),
@@ -50,12 +57,10 @@ impl AnswerGrader {
                 return integer_answer::grade(gold, &without_question(completion, question));
             }
             AnswerGrader::Exact => Some(normalised(completion)),
+            AnswerGrader::Boxed => committed(completion).map(without_white_space),
             AnswerGrader::Choice => last_choice(&without_question(completion, question)),
         };
-        Verdict::Graded {
-            reward: f64::from(extracted.as_deref() == Some(gold)),
-            extracted,
-        }
+        Verdict::exact(extracted.as_deref() == Some(gold), extracted)
     }
 }
 
@@ -63,6 +68,10 @@ impl AnswerGrader {
 fn normalised(text: &str) -> String {
     let words: Vec<&str> = text.split_whitespace().collect();
     words.join(" ").to_lowercase()
+}
+
+fn without_white_space(text: &str) -> String {
+    text.split_whitespace().collect()
 }
 
 /// The last letter of a choice with no letter or digit on either side.
@@ -133,6 +142,28 @@ mod tests {
         // An answer may repeat the question.
         assert_eq!(reward(AnswerGrader::Exact, "which?", "Which?"), 1.0);
         assert!(AnswerGrader::Exact.gold(" \n").is_err());
+    }
+
+    #[test]
+    fn a_boxed_answer_is_compared_without_white_space() {
+        for completion in [
+            "\\boxed{ x + 1}",
+            "so $\\boxed{x+1}$, that is \\boxed{x +1}",
+        ] {
+            assert_eq!(
+                reward(AnswerGrader::Boxed, "x+ 1", completion),
+                1.0,
+                "{completion}"
+            );
+        }
+        for completion in ["x+1", "\\boxed{X+1}", "\\boxed{x+1} or \\boxed{x-1}", ""] {
+            assert_eq!(
+                reward(AnswerGrader::Boxed, "x+ 1", completion),
+                0.0,
+                "{completion}"
+            );
+        }
+        assert!(AnswerGrader::Boxed.gold("{1}").is_err());
     }
 
     #[test]

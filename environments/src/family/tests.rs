@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::*;
 use crate::arithmetic::expression::{Fraction, evaluate};
+use crate::episode::{AssistantTurn, Episode, Next};
 use crate::integer_answer::integers;
 use crate::task::{Split, TaskKey};
+use crate::tool::ToolCall;
 
 const SPLITS: [Split; 2] = [Split::Train, Split::HeldOut];
 
@@ -19,9 +21,22 @@ fn key(family: Family, split: Split, level: u32, seed: u64) -> FamilyKey {
     }
 }
 
+/// Those whose question is one sentence about integers.
+const ARITHMETIC: [Family; 5] = [
+    Family::Sums,
+    Family::Products,
+    Family::Compare,
+    Family::Gcd,
+    Family::Countdown,
+];
+
 /// Every task of the given seeds: all families, levels and both splits.
 fn tasks(seeds: std::ops::Range<u64>) -> impl Iterator<Item = Task> {
-    Family::ALL.into_iter().flat_map(move |family| {
+    tasks_of(&Family::ALL, seeds)
+}
+
+fn tasks_of(families: &[Family], seeds: std::ops::Range<u64>) -> impl Iterator<Item = Task> {
+    families.iter().flat_map(move |&family| {
         let seeds = seeds.clone();
         family.levels().flat_map(move |level| {
             let seeds = seeds.clone();
@@ -34,8 +49,38 @@ fn tasks(seeds: std::ops::Range<u64>) -> impl Iterator<Item = Task> {
     })
 }
 
+/// What `answer` earns in a fresh episode after these turns of calls.
+fn episode_reward(task: &Task, calls: &[Vec<ToolCall>], answer: &str) -> f64 {
+    let mut episode = Episode::open(task).expect("a session");
+    let turns = calls.iter().map(|calls| AssistantTurn {
+        content: String::new(),
+        calls: calls.clone(),
+    });
+    for turn in turns {
+        if let Next::Done(_) = episode.step(&turn).expect("no fault") {
+            break;
+        }
+    }
+    if episode.stop().is_none() {
+        let answered = AssistantTurn {
+            content: answer.to_string(),
+            calls: Vec::new(),
+        };
+        episode.step(&answered).expect("no fault");
+    }
+    episode.grade().reward().expect("always graded")
+}
+
 fn reward(task: &Task, completion: &str) -> f64 {
-    task.verify(completion).reward().expect("always graded")
+    episode_reward(task, &[], completion)
+}
+
+/// Seeds that a test draws of each level and split: all that it can afford where an instance is work to draw.
+fn seeds_of(family: Family, wanted: u64) -> std::ops::Range<u64> {
+    match family.is_quick() {
+        true => 0..wanted,
+        false => 0..wanted.div_ceil(20),
+    }
 }
 
 /// The key of a task that a family made.
@@ -60,16 +105,19 @@ fn content(task: &Task) -> (Family, Vec<i64>, String) {
 
 #[test]
 fn every_worked_solution_earns_the_full_reward() {
-    for task in tasks(0..1000) {
-        assert_eq!(reward(&task, &task.solution), 1.0, "{task:?}");
-        let restated = format!("{} {}", task.question, task.solution);
-        assert_eq!(reward(&task, &restated), 1.0, "{task:?}");
+    for family in Family::ALL {
+        for task in tasks_of(&[family], seeds_of(family, 1000)) {
+            let reward = |answer: &str| episode_reward(&task, &task.witness, answer);
+            assert_eq!(reward(&task.solution), 1.0, "{task:?}");
+            let restated = format!("{} {}", task.question, task.solution);
+            assert_eq!(reward(&restated), 1.0, "{task:?}");
+        }
     }
 }
 
 #[test]
-fn questions_and_solutions_are_one_short_line() {
-    for task in tasks(0..300) {
+fn arithmetic_questions_and_solutions_are_one_short_line() {
+    for task in tasks_of(&ARITHMETIC, 0..300) {
         assert!(
             task.question.len() <= 80 && task.question.is_ascii(),
             "{task:?}"
@@ -86,8 +134,8 @@ fn questions_and_solutions_are_one_short_line() {
 }
 
 #[test]
-fn the_gold_answer_is_what_the_question_asks() {
-    for task in tasks(0..300) {
+fn the_gold_answer_is_what_the_arithmetic_question_asks() {
+    for task in tasks_of(&ARITHMETIC, 0..300) {
         let numbers = integers(&task.question);
         let gold: Vec<i64> = integers(&task.gold);
         let expected = match made(&task).family {
@@ -120,11 +168,11 @@ fn the_gold_answer_is_what_the_question_asks() {
 
 #[test]
 fn level_two_holds_the_numbers_it_promises() {
-    for task in tasks(0..1000).filter(|task| made(task).level == 2) {
+    for task in tasks_of(&ARITHMETIC, 0..1000).filter(|task| made(task).level == 2) {
         let largest = match made(&task).family {
             Family::Sums | Family::Compare => 30,
             Family::Products => 12,
-            Family::Gcd | Family::Countdown => continue,
+            _ => continue,
         };
         let numbers = integers(&task.question);
         assert_eq!(numbers.len(), 2, "{task:?}");
@@ -141,7 +189,8 @@ fn a_draw_in_a_hundred_lands_in_either_split() {
         let definition = family.definition();
         for level in family.levels() {
             let key = key(family, Split::Train, level, 0);
-            let drawn: Vec<Split> = (0..5000)
+            let num_drawn = if family.is_quick() { 5000 } else { 200 };
+            let drawn: Vec<Split> = (0..num_drawn)
                 .filter_map(|attempt| {
                     definition.draw(level, &mut Draw::new(Purpose::Instance, &key, attempt))
                 })
@@ -149,7 +198,10 @@ fn a_draw_in_a_hundred_lands_in_either_split() {
                 .collect();
             for split in SPLITS {
                 let landed = drawn.iter().filter(|&&side| side == split).count();
-                assert!(landed >= 50, "{family} {level} {split:?}: {landed} of 5000");
+                assert!(
+                    landed * 100 >= num_drawn as usize,
+                    "{family} {level} {split:?}: {landed} of {num_drawn}"
+                );
             }
         }
     }
@@ -157,15 +209,22 @@ fn a_draw_in_a_hundred_lands_in_either_split() {
 
 #[test]
 fn no_instance_is_in_both_splits_at_any_level() {
-    let mut contents = BTreeMap::from(SPLITS.map(|split| (split == Split::Train, HashSet::new())));
-    for task in tasks(0..4000) {
-        let side = contents
-            .get_mut(&(made(&task).split == Split::Train))
-            .expect("both sides are there");
-        side.insert(content(&task));
+    for family in Family::ALL {
+        let is_arithmetic = ARITHMETIC.contains(&family);
+        let seeds = seeds_of(family, if is_arithmetic { 4000 } else { 500 });
+        let mut sides = BTreeMap::from([(true, HashSet::new()), (false, HashSet::new())]);
+        for task in tasks_of(&[family], seeds) {
+            // Of arithmetic the question itself says which instance it is, whatever the family calls canonical.
+            let content = match is_arithmetic {
+                true => format!("{:?}", content(&task)),
+                false => instance(made(&task)).canonical,
+            };
+            let is_train = made(&task).split == Split::Train;
+            sides.entry(is_train).or_default().insert(content);
+        }
+        assert!(sides.values().all(|side| side.len() > 15), "{family}");
+        assert!(sides[&true].is_disjoint(&sides[&false]), "{family}");
     }
-    assert!(contents.values().all(|side| side.len() > 1000));
-    assert!(contents[&true].is_disjoint(&contents[&false]));
 }
 
 fn num_distinct(family: Family, split: Split, level: u32) -> usize {
@@ -265,7 +324,7 @@ fn the_same_key_gives_the_same_bytes_on_every_machine() {
 
 #[test]
 fn an_echo_in_any_spacing_earns_nothing() {
-    for task in tasks(0..100) {
+    for task in tasks(0..10) {
         let question = task.question.trim_end_matches(['?', '.']);
         for echo in [
             question.to_string(),
@@ -305,7 +364,7 @@ fn random_text_is_graded_without_a_panic() {
     let alphabet: Vec<char> = "0123456789+-*/()=., \n;x\u{2212}\u{d7}\u{e9}"
         .chars()
         .collect();
-    for (index, task) in tasks(0..100).enumerate() {
+    for (index, task) in tasks(0..20).enumerate() {
         let mut draw = Draw::new(Purpose::Baseline, made(&task), 1);
         let length = draw.index(60);
         let text: String = (0..length).map(|_| draw.choose(&alphabet)).collect();
@@ -317,7 +376,6 @@ fn random_text_is_graded_without_a_panic() {
         };
         let reward = reward(&task, &text);
         assert!(reward == 0.0 || reward == 1.0);
-        assert_eq!(task.verify(&text), task.verify(&text));
     }
 }
 
@@ -329,10 +387,8 @@ fn a_family_has_one_name_everywhere() {
         assert_eq!(family.name().parse(), Ok(family));
     }
     let error = "sum".parse::<Family>().expect_err("no such family");
-    assert_eq!(
-        error.to_string(),
-        "no task family is called \"sum\"; the families are sums, products, compare, gcd, countdown"
-    );
+    let words = "no task family is called \"sum\"; the families are sums, products, compare, gcd, countdown";
+    assert!(error.to_string().starts_with(words), "{error}");
 }
 
 #[test]

@@ -19,10 +19,7 @@ struct Obedient {
 impl Grader for Obedient {
     fn grade(&self, _: &TaskKey, completion: &str) -> Verdict {
         self.threads.lock().unwrap().push(thread::current().id());
-        let graded = |reward| Verdict::Graded {
-            reward,
-            extracted: None,
-        };
+        let graded = |reward| Verdict::graded(reward, None);
         match completion {
             "panic" => panic!("index 7\nis out of bounds"),
             "odd panic" => std::panic::panic_any(7),
@@ -33,9 +30,9 @@ impl Grader for Obedient {
                 self.ended.fetch_add(1, Ordering::SeqCst);
                 graded(1.0)
             }
-            "invalid" => Verdict::Invalid {
-                reason: "no sandbox".to_string(),
-            },
+            "invalid" => {
+                Verdict::invalid(environments::FaultKind::Grader, "no sandbox".to_string())
+            }
             number => graded(number.parse().expect("a number")),
         }
     }
@@ -67,7 +64,7 @@ fn guarded(timeout_secs: f64, max_hung: usize) -> (Arc<Obedient>, GuardedGrader)
 
 fn reason(guard: &GuardedGrader, completion: &str) -> String {
     match guard.grade(&prompt(), completion) {
-        Verdict::Invalid { reason } => reason,
+        Verdict::Invalid { reason, .. } => reason,
         graded => panic!("{completion} was graded: {graded:?}"),
     }
 }
@@ -205,7 +202,7 @@ fn a_task_that_cannot_be_read_makes_its_samples_invalid() {
         ..prompt()
     };
     let reason = match guard.grade(&lost, "7") {
-        Verdict::Invalid { reason } => reason,
+        Verdict::Invalid { reason, .. } => reason,
         graded => panic!("{graded:?}"),
     };
     assert_eq!(reason, "there is no dataset gone here");

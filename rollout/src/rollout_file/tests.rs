@@ -55,13 +55,12 @@ fn groups() -> Vec<Group> {
         question: "What is 3 + 4?".to_string(),
         tokens: vec![5, 6, 7],
     };
-    let graded = |reward, extracted: Option<&str>| Verdict::Graded {
-        reward,
-        extracted: extracted.map(str::to_string),
-    };
-    let invalid = Verdict::Invalid {
-        reason: "grader stopped".to_string(),
-    };
+    let graded =
+        |reward, extracted: Option<&str>| Verdict::graded(reward, extracted.map(str::to_string));
+    let invalid = Verdict::invalid(
+        environments::FaultKind::Grader,
+        "grader stopped".to_string(),
+    );
     let mut dense = sample(1, &[9], graded(0.25, Some("7")));
     dense.routing = RoutingTrace::default();
     vec![

@@ -59,10 +59,7 @@ fn sample(index: usize, prompt_len: usize, tokens: &[u32]) -> Sample {
         policy_versions: vec![0; tokens.len()],
         finish_reason: FinishReason::Stop,
         text: String::new(),
-        verdict: Verdict::Graded {
-            reward: 0.0,
-            extracted: None,
-        },
+        verdict: Verdict::graded(0.0, None),
     }
 }
 

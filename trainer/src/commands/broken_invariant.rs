@@ -111,7 +111,7 @@ mod tests {
             // Unwinds without a message of its own.
             std::panic::resume_unwind(Box::new(()))
         });
-        let Some(Verdict::Invalid { reason }) = verdict else {
+        let Some(Verdict::Invalid { reason, .. }) = verdict else {
             panic!("graded as {verdict:?}");
         };
         assert!(reason.contains("broken_invariant.rs:"), "{reason}");

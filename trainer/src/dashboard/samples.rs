@@ -79,7 +79,9 @@ pub fn draw_samples(buffer: &mut Buffer, area: Rect, files: &RunFiles, view: &mu
 /// Reward, advantage and the rest of what is known of an answer.
 fn judgement(answer: &Answer) -> Line<'_> {
     let mut spans: Vec<Span> = match &answer.verdict {
-        Verdict::Graded { reward, extracted } => {
+        Verdict::Graded {
+            reward, extracted, ..
+        } => {
             let read = match extracted {
                 Some(text) => format!("answer read: {}", printable(text)),
                 None => "no answer read".to_string(),
@@ -89,7 +91,7 @@ fn judgement(answer: &Answer) -> Line<'_> {
                 format!("   advantage {:+.3}   {read}", answer.advantage).into(),
             ]
         }
-        Verdict::Invalid { reason } => {
+        Verdict::Invalid { reason, .. } => {
             vec![format!("invalid: {}", printable(reason)).fg(Color::Magenta)]
         }
     };

@@ -78,7 +78,7 @@ fn mean_reward(
     for (key, task) in tasks {
         match grader.verdict(key, &answer(task)) {
             Ok(Verdict::Graded { reward, .. }) => rewards.push(reward),
-            Ok(Verdict::Invalid { reason }) | Err(reason) => {
+            Ok(Verdict::Invalid { reason, .. }) | Err(reason) => {
                 problem.get_or_insert(reason);
             }
         }

@@ -101,7 +101,9 @@ fn facts(shown: &ShownSample) -> String {
         );
     };
     match &sample.verdict {
-        Verdict::Graded { reward, extracted } => {
+        Verdict::Graded {
+            reward, extracted, ..
+        } => {
             fact("reward", "", &short(*reward));
             let sign = match shown.advantage {
                 advantage if advantage > 0.0 => "positive",
@@ -111,7 +113,7 @@ fn facts(shown: &ShownSample) -> String {
             fact("advantage", sign, &short(shown.advantage));
             fact("answer read", "", extracted.as_deref().unwrap_or("none"));
         }
-        Verdict::Invalid { reason } => fact("invalid", "negative", reason),
+        Verdict::Invalid { reason, .. } => fact("invalid", "negative", reason),
     }
     let end = match sample.finish_reason {
         FinishReason::Stop => "finished",

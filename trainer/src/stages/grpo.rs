@@ -99,7 +99,7 @@ fn refuse_invalid<'a>(
     let (mut invalid, mut total, mut first) = (0, 0, None);
     for verdict in verdicts {
         total += 1;
-        if let Verdict::Invalid { reason } = verdict {
+        if let Verdict::Invalid { reason, .. } = verdict {
             invalid += 1;
             first = first.or(Some(reason));
         }
@@ -132,13 +132,11 @@ mod tests {
 
     #[test]
     fn a_rollout_with_too_many_invalid_samples_stops_the_run() {
-        let graded = Verdict::Graded {
-            reward: 1.0,
-            extracted: None,
-        };
-        let invalid = Verdict::Invalid {
-            reason: "the sandbox did not start".to_string(),
-        };
+        let graded = Verdict::graded(1.0, None);
+        let invalid = Verdict::invalid(
+            environments::FaultKind::Grader,
+            "the sandbox did not start".to_string(),
+        );
         let check = |num_invalid: usize, limit: f64| {
             let verdicts = std::iter::repeat_n(&graded, 10 - num_invalid);
             let verdicts = verdicts.chain(std::iter::repeat_n(&invalid, num_invalid));

@@ -75,10 +75,7 @@ fn groups(step: u64) -> Vec<Group> {
         policy_versions: vec![7, 7],
         finish_reason: FinishReason::Stop,
         text: format!("\x1b[31manswer {index} to {prompt} of {step}"),
-        verdict: Verdict::Graded {
-            reward: index as f64,
-            extracted: None,
-        },
+        verdict: Verdict::graded(index as f64, None),
     };
     let group = |id| Group {
         prompt: Prompt {

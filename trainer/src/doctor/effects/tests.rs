@@ -17,10 +17,7 @@ fn group(rewards: &[f64], finish_reason: FinishReason) -> Group {
         policy_versions: vec![0; 5],
         finish_reason,
         text: String::new(),
-        verdict: Verdict::Graded {
-            reward,
-            extracted: None,
-        },
+        verdict: Verdict::graded(reward, None),
     };
     Group {
         prompt: Prompt {

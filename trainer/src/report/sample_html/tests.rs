@@ -11,10 +11,7 @@ fn texts_of_samples_are_never_markup() {
     let attack = "<script>alert('x')</script>\u{0}";
     sample.prompt.question = attack.to_string();
     sample.sample.tokens = attack.bytes().map(u32::from).collect();
-    sample.sample.verdict = Verdict::Graded {
-        reward: 1.0,
-        extracted: Some(attack.to_string()),
-    };
+    sample.sample.verdict = Verdict::graded(1.0, Some(attack.to_string()));
     let html = article(&sample, Some(&tokenizer()), 100);
     assert!(!html.contains("<script"), "{html}");
     assert!(!html.contains('\0'));
@@ -24,9 +21,7 @@ fn texts_of_samples_are_never_markup() {
         "{html}"
     );
     assert!(html.contains(">&lt;</i>"), "{html}");
-    sample.sample.verdict = Verdict::Invalid {
-        reason: attack.to_string(),
-    };
+    sample.sample.verdict = Verdict::invalid(environments::FaultKind::Grader, attack.to_string());
     assert!(!article(&sample, Some(&tokenizer()), 100).contains("<script"));
 }
 

@@ -39,13 +39,11 @@ pub(in crate::report) fn shown(index: usize, reward: Option<f64>, advantage: f64
             finish_reason: FinishReason::Stop,
             text: "5".to_string(),
             verdict: match reward {
-                Some(reward) => Verdict::Graded {
-                    reward,
-                    extracted: None,
-                },
-                None => Verdict::Invalid {
-                    reason: "the sandbox did not start".to_string(),
-                },
+                Some(reward) => Verdict::graded(reward, None),
+                None => Verdict::invalid(
+                    environments::FaultKind::Grader,
+                    "the sandbox did not start".to_string(),
+                ),
             },
         },
         advantage,
