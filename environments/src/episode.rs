@@ -65,6 +65,10 @@ pub enum Stop {
     Calls,
     /// The limit on time.
     Time,
+    /// A turn that is not of the chat format.
+    Malformed,
+    /// No token was left for another turn.
+    Length,
 }
 
 /// What follows a turn.
@@ -199,6 +203,11 @@ impl Episode {
             });
         }
         Ok(Next::Tools(messages))
+    }
+
+    /// Ends the episode from outside: [`Stop::Malformed`] or [`Stop::Length`].
+    pub fn end(&mut self, stop: Stop) {
+        self.stop.get_or_insert(stop);
     }
 
     /// The verdict on the episode as it stands.

@@ -89,6 +89,11 @@ pub(crate) trait TaskFamily {
         Vec::new()
     }
 
+    /// A user may speak again, so that it is an episode even without tools.
+    fn talks(&self) -> bool {
+        false
+    }
+
     /// Bounds of an episode.
     fn limits(&self, _level: u32) -> EpisodeLimits {
         EpisodeLimits::default()

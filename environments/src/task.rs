@@ -138,6 +138,15 @@ impl Task {
         }
     }
 
+    /// Whether it is an episode of several turns: with tools, or with a user who may speak again.
+    pub fn has_turns(&self) -> bool {
+        let talks = match self.verifier {
+            Verifier::Family(family) => family.definition().talks(),
+            Verifier::Answer(_) => false,
+        };
+        talks || !self.tools.is_empty()
+    }
+
     /// A fresh session.
     ///
     /// # Errors

@@ -1,14 +1,17 @@
 //! Conversations to token ids, and completions back to messages.
 //!
 //! A tokenizer speaks one format: its own Jinja chat template, or the encoding of DeepSeek-V3.2, which has
-//! tokens for it but no template. [`Tokenizer::chat`] takes care of which; parsing completions is known for
-//! DeepSeek-V3.2 alone. Where the assistant's turn comes next, its opening is written.
+//! tokens for it but no template. [`Tokenizer::chat`] takes care of which. Where the assistant's turn comes next, its
+//! opening is written. Completions are read back by [`Tokenizer::parse_completion`]: of models with a template calls
+//! between tags are expected. [`Tokenizer::follow_up`] gives what stands between two turns of the assistant.
 
 mod completion;
 mod conversation;
 pub mod deepseek_v32;
+mod follow_up;
 pub mod json;
 mod message;
+pub mod tagged_calls;
 mod template;
 
 pub use self::completion::CompletionError;
@@ -148,7 +151,13 @@ impl Tokenizer {
     ) -> Result<AssistantMessage, TokenizerError> {
         match self.chat_format()? {
             ChatFormat::DeepSeekV32 => Ok(completion::parse(text, thinking)?),
-            ChatFormat::Template(_) => Err(TokenizerError::NoCompletionParser),
+            ChatFormat::Template(_) => {
+                let text = self
+                    .eos_token()
+                    .and_then(|end| text.strip_suffix(end))
+                    .unwrap_or(text);
+                Ok(tagged_calls::parse(text, thinking)?)
+            }
         }
     }
 }

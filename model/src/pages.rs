@@ -38,6 +38,13 @@ pub struct HeldPages {
     len: usize,
 }
 
+impl HeldPages {
+    /// Tokens held.
+    pub fn num_tokens(&self) -> usize {
+        self.len
+    }
+}
+
 impl Pages {
     /// `num_pages` free pages of `page_tokens` tokens, and empty slots.
     ///

@@ -220,6 +220,12 @@ impl Tokenizer {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn set_chat_template(&mut self, template: &str) {
+        self.settings
+            .insert("chat_template".to_string(), template.into());
+    }
+
     /// Special tokens by their keys (`bos_token`, `eos_token`, `pad_token`, ...).
     pub(crate) fn special_tokens(&self) -> impl Iterator<Item = (&str, &str)> {
         let keys = self.settings.keys().filter(|key| key.ends_with("_token"));

@@ -12,11 +12,12 @@
 
 mod graph_steps;
 mod graphs;
+mod pauses;
 mod prefill;
 mod routing_rows;
 mod selected_rows;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use model::{
@@ -68,6 +69,16 @@ struct Active {
     /// Those begun, growing token by token.
     samples: Vec<GeneratedSample>,
     num_finished: usize,
+    /// Those that wait for an answer to their turn.
+    paused: BTreeSet<usize>,
+}
+
+/// What became of a sample by a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Recorded {
+    GoesOn,
+    Paused,
+    Finished,
 }
 
 /// Generates the samples of requests.
@@ -89,6 +100,8 @@ pub struct Engine<'a> {
     scheduler: Scheduler,
     /// By the order of submission.
     active: BTreeMap<usize, Active>,
+    /// Samples whose turn has ended and that nobody has taken.
+    newly_paused: Vec<SampleId>,
     /// Of the prompt that is run in parts.
     part_of_prompt: prefill::PromptRecord,
     num_submitted: usize,
@@ -142,6 +155,7 @@ impl<'a> Engine<'a> {
             num_settled: 0,
             scheduler: Scheduler::new(num_slots, memory.max_prefill_tokens),
             active: BTreeMap::new(),
+            newly_paused: Vec::new(),
             part_of_prompt: prefill::PromptRecord::default(),
             num_submitted: 0,
             stats: GenerationStats::default(),
@@ -184,14 +198,19 @@ impl<'a> Engine<'a> {
                 request,
                 started: None,
                 samples,
+                paused: BTreeSet::new(),
             },
         );
         self.num_submitted += 1;
         Ok(())
     }
 
-    /// Grows the cache until every slot holds any of `requests`, or as far as the budget goes.
-    fn make_room<'r>(
+    /// Grows the cache until every slot holds any of `requests`, or as far as the budget goes; in one go where it is
+    /// told of the longest first.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn make_room<'r>(
         &mut self,
         requests: impl IntoIterator<Item = &'r Request>,
     ) -> Result<(), RolloutError> {
@@ -263,7 +282,7 @@ impl<'a> Engine<'a> {
         Ok((samples.collect(), self.stats))
     }
 
-    /// One step; the number of samples it finished, `None` when nothing was left to do.
+    /// One step; the number of samples it finished (those that pause left out), `None` when nothing was left to do.
     ///
     /// # Errors
     /// Logits that are not finite.
@@ -393,22 +412,39 @@ impl<'a> Engine<'a> {
         let tokens = sample_batch(&next.logits, sampling, &draws, &self.settings.vocabulary);
         let mut num_finished = 0;
         for (row, (id, token)) in ids.into_iter().zip(tokens).enumerate() {
-            if self.record(id, token, next.policy_versions[row])? {
-                self.scheduler
-                    .finish(next.slots[row], &mut self.cache.pages);
-                num_finished += 1;
-            }
+            num_finished += self.record(id, token, next.policy_versions[row])?;
         }
         Ok(num_finished)
     }
 
-    /// Appends `token`, drawn by weights of version `policy_version`, to its sample; true when that completes it.
+    /// Appends `token`, drawn by weights of version `policy_version`, to its sample, which leaves its slot where that
+    /// ends its turn; 1 where it completes the sample, else 0.
     fn record(
         &mut self,
         id: SampleId,
         token: SampledToken,
         policy_version: u64,
-    ) -> Result<bool, RolloutError> {
+    ) -> Result<usize, RolloutError> {
+        match self.append(id, token, policy_version)? {
+            Recorded::GoesOn => Ok(0),
+            Recorded::Paused => {
+                self.pause(id);
+                Ok(0)
+            }
+            Recorded::Finished => {
+                self.scheduler.finish_sample(id, &mut self.cache.pages);
+                // Samples of several turns are counted by whoever answers them.
+                Ok(usize::from(!self.active[&id.request].request.pauses))
+            }
+        }
+    }
+
+    fn append(
+        &mut self,
+        id: SampleId,
+        token: SampledToken,
+        policy_version: u64,
+    ) -> Result<Recorded, RolloutError> {
         let active = self.active.get_mut(&id.request).expect("it is at work");
         let sample = &mut active.samples[id.sample];
         if !token.logprob.is_finite() {
@@ -426,13 +462,19 @@ impl<'a> Engine<'a> {
         self.stats.entropy_sum += f64::from(token.entropy);
         if self.settings.stop_tokens.contains(&token.id) {
             sample.finish_reason = FinishReason::Stop;
+            if active.request.pauses {
+                return Ok(Recorded::Paused);
+            }
         } else if sample.tokens.len() == self.settings.sampling.max_new_tokens {
             sample.finish_reason = FinishReason::Length;
         } else {
-            return Ok(false);
+            return Ok(Recorded::GoesOn);
         }
         active.num_finished += 1;
-        Ok(true)
+        if active.request.pauses {
+            self.newly_paused.push(id);
+        }
+        Ok(Recorded::Finished)
     }
 
     fn live(&self, slot: usize) -> SampleId {

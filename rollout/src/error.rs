@@ -5,6 +5,12 @@ use std::path::PathBuf;
 /// A rollout, or its file, failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RolloutError {
+    /// A task is not there any more.
+    #[error(transparent)]
+    Task(#[from] environments::DatasetError),
+    /// A conversation can't be shown to the policy.
+    #[error(transparent)]
+    Chat(#[from] model::tokenizer::TokenizerError),
     /// A prompt without tokens gives nothing to predict from.
     #[error("prompt {prompt_id} has no tokens; check the chat template and the question")]
     EmptyPrompt {

@@ -1,5 +1,7 @@
 //! What the engine is asked for and what it gives: requests, settings, samples, and its own account.
 
+use std::ops::Range;
+
 use model::{Attention, KeptTokens, RoutingTrace, SelectionTrace};
 
 use crate::memory::MemorySettings;
@@ -19,6 +21,24 @@ pub struct Request {
     /// The first of them, as far as another engine came: finished ones stay as they are, unfinished ones
     /// are continued.
     pub begun: Vec<GeneratedSample>,
+    /// A stop token ends a turn, not the sample: it is paused until a tool or a user has answered
+    /// ([`Engine::take_paused`](crate::Engine::take_paused)).
+    pub pauses: bool,
+}
+
+/// A sample whose turn has ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PausedSample {
+    /// Its request's.
+    pub prompt_id: u64,
+    /// Its index within the group.
+    pub sample: usize,
+    /// What it drew in this turn, the stop token included.
+    pub turn: Vec<u32>,
+    /// Tokens that may still follow, given ones and drawn ones.
+    pub room: usize,
+    /// It was cut at the limit, and has finished: nothing is to be answered.
+    pub is_cut: bool,
 }
 
 /// How to generate.
@@ -61,6 +81,9 @@ pub struct GeneratedSample {
     pub policy_versions: Vec<u64>,
     /// Why it ended.
     pub finish_reason: FinishReason,
+    /// Which of the tokens were given by tools or templates instead of drawn, ascending. Their log-probs are 0 and
+    /// their kept tokens empty, and no loss is ever on them.
+    pub given: Vec<Range<usize>>,
 }
 
 /// The samples of a request, by sample index.

@@ -3,67 +3,84 @@
 //! Token ids come from the engine and stay as they are; text is decoded only for the grader and the
 //! rollout file. Advantages are the learner's business.
 
+use std::fmt;
+
 use model::Transformer;
 
-use crate::engine::Engine;
+use crate::episodes::{Driver, EpisodeHost};
 use crate::error::RolloutError;
-use crate::generation::{GeneratedSample, GenerationSettings, GenerationStats, Request};
+use crate::generation::{GeneratedSample, GenerationSettings, GenerationStats};
 use crate::grading::GuardedGrader;
 use crate::sample::{Group, Prompt, Sample};
 
+/// What turns sampled tokens into verdicts.
+#[derive(Clone, Copy)]
+pub struct Judge<'a> {
+    /// Completion ids (a final stop token already left out) to text.
+    pub decode: &'a dyn Fn(&[u32]) -> String,
+    /// Grades the text of tasks of one turn.
+    pub grader: &'a GuardedGrader,
+    /// Runs the episodes of tasks of several turns; without it every task is taken for one of one turn.
+    pub episodes: Option<&'a EpisodeHost>,
+}
+
+impl fmt::Debug for Judge<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Judge").finish_non_exhaustive()
+    }
+}
+
 /// Samples `group_size` completions of every prompt and grades them.
 ///
-/// `decode` turns completion ids (a final stop token already left out) into text. `progress` is
-/// called with (finished, total) samples. Whether `grader` gave up is the caller's to ask, once the groups
-/// are in safety.
+/// `progress` is called with (finished, total) samples. Whether the grader gave up is the caller's to ask, once the
+/// groups are in safety.
 ///
 /// # Errors
-/// A prompt that is empty or too long, or a policy whose logits are not finite.
+/// A prompt that is empty or too long, a policy whose logits are not finite, or a chat format that can't show what tools
+/// answer.
 pub fn sample_groups(
     model: &Transformer,
     prompts: Vec<Prompt>,
     group_size: usize,
     settings: &GenerationSettings,
-    decode: &dyn Fn(&[u32]) -> String,
-    grader: &GuardedGrader,
+    judge: Judge,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<(Vec<Group>, GenerationStats), RolloutError> {
-    let requests: Vec<Request> = prompts
-        .iter()
-        .map(|prompt| Request {
-            prompt_id: prompt.id,
-            tokens: prompt.tokens.clone(),
-            num_samples: group_size,
-            begun: Vec::new(),
-        })
-        .collect();
-    let (samples, stats) = Engine::new(model, settings, &requests)?.generate(progress)?;
-    let groups = prompts
-        .into_iter()
-        .zip(samples)
-        .map(|(prompt, samples)| {
-            graded_group(prompt, samples, &settings.stop_tokens, decode, grader)
-        })
-        .collect();
-    Ok((groups, stats))
+    let total = prompts.len() * group_size;
+    let num_slots = settings.max_batch_sequences.min(total.max(1));
+    let mut driver = Driver::new(model, settings, num_slots, group_size, judge);
+    driver.make_room(&prompts)?;
+    let order: Vec<u64> = prompts.iter().map(|prompt| prompt.id).collect();
+    for prompt in prompts {
+        driver.submit(prompt, Vec::new())?;
+    }
+    let (mut groups, mut num_finished) = (Vec::new(), 0);
+    while let Some(newly_finished) = driver.step()? {
+        num_finished += newly_finished;
+        if newly_finished > 0 {
+            progress(num_finished, total);
+        }
+        groups.extend(driver.take_finished());
+    }
+    groups.sort_by_key(|group: &Group| order.iter().position(|&id| id == group.prompt.id));
+    Ok((groups, driver.take_stats()))
 }
 
-/// Decodes and grades the samples of one prompt, by index; `decode` as in [`sample_groups`].
+/// Decodes and grades the samples of one prompt, by index.
 pub fn graded_group(
     prompt: Prompt,
     samples: Vec<GeneratedSample>,
     stop_tokens: &[u32],
-    decode: &dyn Fn(&[u32]) -> String,
-    grader: &GuardedGrader,
+    judge: &Judge,
 ) -> Group {
     let samples = samples
         .into_iter()
         .enumerate()
         .map(|(index, generated)| {
-            let text = decode(without_stop(&generated.tokens, stop_tokens));
+            let text = (judge.decode)(without_stop(&generated.tokens, stop_tokens));
             Sample {
                 index,
-                verdict: grader.grade(&prompt, &text),
+                verdict: judge.grader.grade(&prompt, &text),
                 text,
                 tokens: generated.tokens,
                 sampler_logprobs: generated.sampler_logprobs,
@@ -72,6 +89,9 @@ pub fn graded_group(
                 selection: generated.selection,
                 policy_versions: generated.policy_versions,
                 finish_reason: generated.finish_reason,
+                given: generated.given,
+                later: Vec::new(),
+                episode: None,
             }
         })
         .collect();
@@ -120,6 +140,7 @@ mod tests {
             selection: SelectionTrace::default(),
             policy_versions: vec![4; tokens.len()],
             finish_reason,
+            given: Vec::new(),
         };
         let samples = vec![
             generated(&[10, 0], FinishReason::Stop),
@@ -136,7 +157,12 @@ mod tests {
                 .collect()
         };
         let grader = GuardedGrader::new(Arc::new(Tasks::default()), &GradingConfig::default());
-        let group = graded_group(prompt, samples, &[0], &decode, &grader);
+        let judge = Judge {
+            decode: &decode,
+            grader: &grader,
+            episodes: None,
+        };
+        let group = graded_group(prompt, samples, &[0], &judge);
         let [right, wrong] = group.samples.as_slice() else {
             panic!("two samples");
         };

@@ -8,6 +8,7 @@
 pub mod crash_point;
 pub mod draws;
 pub mod engine;
+pub mod episodes;
 pub mod error;
 pub mod generation;
 pub mod grading;
@@ -23,13 +24,14 @@ mod truncation;
 mod vocabulary;
 
 pub use engine::Engine;
+pub use episodes::{Driver, EpisodeHost, EpisodesConfig};
 pub use error::RolloutError;
 pub use generation::{
-    GeneratedGroup, GeneratedSample, GenerationSettings, GenerationStats, Request,
+    GeneratedGroup, GeneratedSample, GenerationSettings, GenerationStats, PausedSample, Request,
 };
 pub use grading::{Grader, GradingConfig, GuardedGrader};
-pub use group::sample_groups;
+pub use group::{Judge, sample_groups};
 pub use memory::{CacheMemory, MemorySettings};
-pub use sample::{FinishReason, Group, Prompt, Sample};
+pub use sample::{EpisodeRecord, FinishReason, Group, Prompt, Sample, Segment, SegmentView};
 pub use sampler::SamplingConfig;
 pub use vocabulary::Vocabulary;

@@ -9,7 +9,8 @@
 //!
 //! Where a live sequence finds no page for its next token, the one with the least progress is taken out and waits in
 //! front: its prompt and tokens are run again later, its tokens alone where a sibling still holds the prompt, and what it
-//! has drawn stays. What is run in parts may be taken out too, and begins anew. Tensors are unknown here.
+//! has drawn stays. What is run in parts may be taken out too, and begins anew. A sequence that waits for what a tool or a
+//! user says is parked: it has no slot, and keeps its pages as long as nobody needs them. Tensors are unknown here.
 
 mod admission;
 
@@ -108,6 +109,8 @@ pub struct Scheduler {
     slots: Vec<Option<Live>>,
     /// Prompts of requests with samples that have not begun.
     prompts: BTreeMap<usize, HeldPages>,
+    /// What the cache holds of sequences that are parked, or that were and wait for a slot.
+    parked: BTreeMap<SampleId, HeldPages>,
     max_prefill_tokens: usize,
     /// That of the requests that come now.
     turn: usize,
@@ -126,6 +129,7 @@ impl Scheduler {
             num_fresh: BTreeMap::new(),
             slots: vec![None; num_slots],
             prompts: BTreeMap::new(),
+            parked: BTreeMap::new(),
             max_prefill_tokens,
             turn: 1,
             is_prefill_due: false,
@@ -204,6 +208,33 @@ impl Scheduler {
         self.finish(slot.expect("it is live"), pages);
     }
 
+    /// Takes the sequence of `id`, which is live, out of its slot until [`Scheduler::resume`] or [`Scheduler::unpark`]; its
+    /// first `len` tokens stay in the cache while there is room.
+    pub fn park(&mut self, id: SampleId, len: usize, pages: &mut Pages) {
+        let is_its = |live: &Option<Live>| live.is_some_and(|live| live.id == id);
+        let slot = self.slots.iter().position(is_its).expect("it is live");
+        self.parked.insert(id, pages.hold(slot, len));
+        self.finish(slot, pages);
+    }
+
+    /// Lets a parked sequence go on, before whatever waits: it has `num_tokens` tokens to be in the cache.
+    pub fn resume(&mut self, id: SampleId, prompt_len: usize, num_tokens: usize) {
+        self.waiting.insert(Waiting {
+            turn: 0,
+            is_fresh: false,
+            num_tokens: Reverse(num_tokens),
+            id,
+            prompt_len,
+        });
+    }
+
+    /// Forgets what the cache holds of a parked sequence.
+    pub fn unpark(&mut self, id: SampleId, pages: &mut Pages) {
+        if let Some(held) = self.parked.remove(&id) {
+            pages.release(held);
+        }
+    }
+
     /// The live sequences, now in the slots from 0, where the next step is sure to decode them all and no page has to
     /// be copied for that; `None` otherwise.
     pub fn steady_live(&mut self, pages: &mut Pages) -> Option<usize> {
@@ -227,9 +258,9 @@ impl Scheduler {
         for slot in 0..self.slots.len() {
             self.preempt(slot, pages);
         }
-        for (_, held) in std::mem::take(&mut self.prompts) {
-            pages.release(held);
-        }
+        let prompts = std::mem::take(&mut self.prompts).into_values();
+        let parked = std::mem::take(&mut self.parked).into_values();
+        prompts.chain(parked).for_each(|held| pages.release(held));
     }
 
     /// Sequences taken out since the last call.
@@ -267,7 +298,7 @@ impl Scheduler {
         }
     }
 
-    /// Frees pages: prompts that nobody continues now, then the sequence with the least progress.
+    /// Frees pages: prompts that nobody continues now, then what is parked, then the sequence with the least progress.
     fn reclaim(&mut self, pages: &mut Pages) {
         let is_live = |request: usize| {
             let mut live = self.slots.iter().flatten();
@@ -280,6 +311,9 @@ impl Scheduler {
             .find(|&&request| !is_live(request));
         if let Some(&idle) = idle {
             return self.drop_prompt(idle, pages);
+        }
+        if let Some((_, held)) = self.parked.pop_last() {
+            return pages.release(held);
         }
         let live = self.slots.iter().enumerate();
         let live = live.filter_map(|(slot, live)| live.map(|live| (slot, live)));

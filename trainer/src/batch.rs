@@ -3,9 +3,11 @@
 //! A group becomes one document: the prompt is the trunk, every valid sample a branch, so the prompt
 //! is computed once. The row that predicts token j of a sample is the trunk's last (j = 0) or the
 //! branch's (j - 1)-th; the last token of a sample predicts nothing and is left out.
-//! Token weights `1 / (G |o_i|) / num_groups` (G: the group's valid samples, num_groups: groups with
+//! Of a sample of several turns only the tokens that were drawn are targets; each of its later segments is a document
+//! of its own, and a sequence of its own to the off-policy mask.
+//! Token weights `1 / (G |o_i|) / num_groups` (G: the group's valid samples, |o_i|: tokens that sample i drew, num_groups: groups with
 //! any) are fixed for the whole step, so the split into micro-batches can't change the objective.
-//! T packed tokens, N targets, S samples, L layers, k experts a token.
+//! T packed tokens, N targets, S sequences, L layers, k experts a token.
 
 use std::ops::Range;
 
@@ -13,7 +15,7 @@ use environments::TaskKey;
 use kernels::tch::{Device, Kind, Tensor};
 use kernels::upload;
 use model::{Document, KeptTokens, PackedInput};
-use rollout::{Group, Sample};
+use rollout::{Group, Sample, SegmentView};
 
 use self::payload::{routing_problem, sample_problem, selection_problem};
 use crate::config::EnvironmentConfig;
@@ -103,6 +105,8 @@ pub struct SampleSource {
     pub prompt_id: u64,
     /// Its index within the group.
     pub sample_index: usize,
+    /// Which of its segments, from 0.
+    pub segment: usize,
     /// Version of the policy that drew its first token.
     pub first_policy_version: u64,
     /// Reward minus the group's mean.
@@ -111,7 +115,7 @@ pub struct SampleSource {
     pub kl_scale: f64,
     /// Share of each of its tokens in the step's objective.
     pub token_weight: f64,
-    /// Its tokens.
+    /// Tokens of it that were drawn, and so are targets.
     pub num_tokens: usize,
 }
 
@@ -122,6 +126,8 @@ pub struct TextDocument {
     pub tokens: Vec<u32>,
     /// Index of the first token to be predicted; earlier ones are context.
     pub loss_from: usize,
+    /// Tokens behind it that are not predicted either: what tools or the template said.
+    pub given: Vec<Range<usize>>,
 }
 
 /// Whole text documents of one forward and backward pass.
@@ -174,21 +180,28 @@ pub enum BatchError {
     },
 }
 
-/// A document to be: a group's prompt with some of its samples, and their advantages.
+/// A document to be: a prompt with sequences that continue it.
 struct Piece<'a> {
     group: &'a Group,
-    samples: Vec<(&'a Sample, f64)>,
-    /// `1 / G / num_groups`.
-    sample_weight: f64,
+    /// Its tokens, the context of all branches.
+    prompt: &'a [u32],
+    branches: Vec<Branch<'a>>,
+}
+
+/// A training sequence behind a prompt.
+#[derive(Clone, Copy)]
+struct Branch<'a> {
+    segment: SegmentView<'a>,
+    advantage: f64,
+    /// `1 / G / |o| / num_groups`, where o are the tokens that the whole sample drew.
+    token_weight: f64,
 }
 
 impl Piece<'_> {
     fn num_tokens(&self) -> usize {
-        let branches = self
-            .samples
-            .iter()
-            .map(|(sample, _)| sample.tokens.len() - 1);
-        self.group.prompt.tokens.len() + branches.sum::<usize>()
+        let branches = self.branches.iter();
+        let branches = branches.map(|branch| branch.segment.tokens.len() - 1);
+        self.prompt.len() + branches.sum::<usize>()
     }
 }
 
@@ -229,13 +242,7 @@ impl<'a> Packing<'a> {
                 continue;
             }
             let sample_weight = 1.0 / (samples.len() * num_groups) as f64;
-            for samples in split_samples(group, samples, options.micro_batch_tokens) {
-                pieces.push(Piece {
-                    group,
-                    samples,
-                    sample_weight,
-                });
-            }
+            pieces.extend(pieces_of(group, &samples, sample_weight, options));
         }
         let sizes: Vec<usize> = pieces.iter().map(Piece::num_tokens).collect();
         let ranges = fill(&sizes, options.micro_batch_tokens);
@@ -285,7 +292,11 @@ pub fn pack_text(
         return Err(BatchError::EmptyText { index });
     }
     // The first token of a document has no row that predicts it.
-    let targets_of = |d: &TextDocument| d.loss_from.max(1)..d.tokens.len();
+    let targets_of = |d: &TextDocument| -> Vec<usize> {
+        let is_given = |t: &usize| d.given.iter().any(|given| given.contains(t));
+        let targets = d.loss_from.max(1)..d.tokens.len();
+        targets.filter(|t| !is_given(t)).collect()
+    };
     let num_targets: usize = documents.iter().map(|d| targets_of(d).len()).sum();
     let sizes: Vec<usize> = documents.iter().map(|d| d.tokens.len()).collect();
     let batches = fill(&sizes, micro_batch_tokens).into_iter().map(|range| {
@@ -294,8 +305,9 @@ pub fn pack_text(
         let input = PackedInput::from_sequences(&sequences, device);
         let (mut rows, mut targets) = (Vec::new(), Vec::new());
         for (document, packed) in documents.iter().zip(&input.documents) {
-            rows.extend(targets_of(document).map(|t| packed.start + t as i64 - 1));
-            targets.extend(targets_of(document).map(|t| i64::from(document.tokens[t])));
+            let predicted = targets_of(document);
+            rows.extend(predicted.iter().map(|&t| packed.start + t as i64 - 1));
+            targets.extend(predicted.iter().map(|&t| i64::from(document.tokens[t])));
         }
         let weights = vec![1.0 / num_targets as f64; targets.len()];
         TextMicroBatch {
@@ -328,39 +340,74 @@ fn check_group(
     samples: &[(&Sample, f64)],
     options: &PackOptions,
 ) -> Result<(), BatchError> {
-    if group.prompt.tokens.is_empty() {
-        return Err(BatchError::EmptyPrompt {
-            prompt: group.prompt.id,
-        });
+    let prompt = &group.prompt;
+    if prompt.tokens.is_empty() {
+        return Err(BatchError::EmptyPrompt { prompt: prompt.id });
     }
     for (sample, _) in samples {
-        let (first, prompt_len) = (samples[0].0, group.prompt.tokens.len());
-        let problem = sample_problem(sample, options)
-            .or_else(|| routing_problem(prompt_len, sample, first, options.keep_routing?))
-            .or_else(|| selection_problem(prompt_len, sample, first, options.keep_selection?));
-        if let Some(problem) = problem {
-            return Err(BatchError::Sample {
-                prompt: group.prompt.id,
-                sample: sample.index,
-                problem,
-            });
+        for segment in sample.segments(prompt) {
+            // Later segments share their context with nobody.
+            let first = match segment.number {
+                0 => samples[0].0.segments(prompt).next().unwrap_or(segment),
+                _ => segment,
+            };
+            let len = segment.prompt_tokens.len();
+            let problem = (len == 0)
+                .then(|| "its context is empty".to_string())
+                .or_else(|| sample_problem(segment, options))
+                .or_else(|| routing_problem(len, segment, first, options.keep_routing?))
+                .or_else(|| selection_problem(len, segment, first, options.keep_selection?));
+            if let Some(problem) = problem {
+                let of_segment = match segment.number {
+                    0 => String::new(),
+                    number => format!("segment {number}: "),
+                };
+                return Err(BatchError::Sample {
+                    prompt: prompt.id,
+                    sample: sample.index,
+                    problem: of_segment + &problem,
+                });
+            }
         }
     }
     Ok(())
 }
 
-/// Splits the samples of a group that alone exceeds `limit` tokens, greedily and in order.
-fn split_samples<'a>(
-    group: &Group,
-    samples: Vec<(&'a Sample, f64)>,
-    limit: usize,
-) -> Vec<Vec<(&'a Sample, f64)>> {
-    let sizes: Vec<usize> = samples.iter().map(|(s, _)| s.tokens.len() - 1).collect();
-    let room = limit.saturating_sub(group.prompt.tokens.len());
-    fill(&sizes, room)
-        .into_iter()
-        .map(|range| samples[range].to_vec())
-        .collect()
+/// The documents of a group: its prompt with the samples, over several of them where it alone exceeds the limit, and
+/// one for each later segment.
+fn pieces_of<'a>(
+    group: &'a Group,
+    samples: &[(&'a Sample, f64)],
+    sample_weight: f64,
+    options: &PackOptions,
+) -> Vec<Piece<'a>> {
+    let prompt = &group.prompt;
+    let branches = samples.iter().flat_map(|&(sample, advantage)| {
+        let token_weight = sample_weight / sample.num_sampled(prompt).max(1) as f64;
+        sample.segments(prompt).map(move |segment| Branch {
+            segment,
+            advantage,
+            token_weight,
+        })
+    });
+    let (first, later): (Vec<Branch>, Vec<Branch>) =
+        branches.partition(|branch| branch.segment.number == 0);
+    let sizes = first.iter().map(|branch| branch.segment.tokens.len() - 1);
+    let sizes: Vec<usize> = sizes.collect();
+    let room = options
+        .micro_batch_tokens
+        .saturating_sub(prompt.tokens.len());
+    let of_prompt = fill(&sizes, room).into_iter().map(|range| Piece {
+        group,
+        prompt: &prompt.tokens,
+        branches: first[range].to_vec(),
+    });
+    let of_later = later.iter().map(|branch| Piece {
+        group,
+        prompt: branch.segment.prompt_tokens,
+        branches: vec![*branch],
+    });
+    of_prompt.chain(of_later).collect()
 }
 
 /// Consecutive ranges of items whose sizes add up to at most `limit`; a larger item stands alone.
@@ -389,55 +436,59 @@ fn micro_batch(pieces: &[Piece], options: &PackOptions) -> MicroBatch {
     let (mut routing, mut selection) = (Vec::<i32>::new(), Vec::<i64>::new());
     let selection_width = selection_width(pieces, options);
     for piece in pieces {
-        let prompt = &piece.group.prompt.tokens;
+        let prompt = piece.prompt;
         let start = tokens.len() as i64;
         let trunk_last = start + prompt.len() as i64 - 1;
         tokens.extend(prompt.iter().map(|&id| i64::from(id)));
         let prompt_ids = prompt.len() * options.keep_routing.map_or(0, |r| r.num_layers * r.top_k);
-        let shared = &piece.samples[0].0.routing.ids[..prompt_ids];
+        let first = piece.branches[0].segment;
+        let shared = &first.routing.ids[..prompt_ids];
         routing.extend(shared.iter().map(|&id| i32::from(id)));
         if options.keep_selection.is_some() {
-            let trace = &piece.samples[0].0.selection;
-            selection.extend(trace.rows(0..prompt.len(), selection_width));
+            selection.extend(first.selection.rows(0..prompt.len(), selection_width));
         }
         let mut branch_lens = Vec::new();
-        for (sample, advantage) in &piece.samples {
-            let len = sample.tokens.len();
+        for branch in &piece.branches {
+            let segment = branch.segment;
+            let len = segment.tokens.len();
             let branch_start = tokens.len() as i64;
-            target_rows.push(trunk_last);
-            target_rows.extend(branch_start..branch_start + len as i64 - 1);
-            targets.extend(sample.tokens.iter().map(|&id| i64::from(id)));
-            tokens.extend(sample.tokens[..len - 1].iter().map(|&id| i64::from(id)));
-            if len > 1 {
-                branch_lens.push(len as i64 - 1);
-            }
-            if options.keep_routing.is_some() {
-                let own = &sample.routing.ids[prompt_ids..];
-                routing.extend(own.iter().map(|&id| i32::from(id)));
-            }
-            if options.keep_selection.is_some() {
-                let own = prompt.len()..prompt.len() + len - 1;
-                selection.extend(sample.selection.rows(own, selection_width));
-            }
-            for t in 0..len {
+            for t in segment.sampled() {
+                target_rows.push(match t {
+                    0 => trunk_last,
+                    _ => branch_start + t as i64 - 1,
+                });
+                targets.push(i64::from(segment.tokens[t]));
+                sampler_logprobs.push(segment.sampler_logprobs[t]);
                 kept.push(if options.keep_sampling_mask {
-                    sample.kept.row(t)
+                    segment.kept.row(t)
                 } else {
                     &[]
                 });
             }
-            sampler_logprobs.extend_from_slice(&sample.sampler_logprobs);
-            let token_weight = piece.sample_weight / len as f64;
-            sequence.extend(std::iter::repeat_n(sources.len() as i64, len));
-            token_weights.extend(std::iter::repeat_n(token_weight, len));
+            tokens.extend(segment.tokens[..len - 1].iter().map(|&id| i64::from(id)));
+            if len > 1 {
+                branch_lens.push(len as i64 - 1);
+            }
+            if options.keep_routing.is_some() {
+                let own = &segment.routing.ids[prompt_ids..];
+                routing.extend(own.iter().map(|&id| i32::from(id)));
+            }
+            if options.keep_selection.is_some() {
+                let own = prompt.len()..prompt.len() + len - 1;
+                selection.extend(segment.selection.rows(own, selection_width));
+            }
+            let num_sampled = segment.num_sampled();
+            sequence.extend(std::iter::repeat_n(sources.len() as i64, num_sampled));
+            token_weights.extend(std::iter::repeat_n(branch.token_weight, num_sampled));
             sources.push(SampleSource {
                 prompt_id: piece.group.prompt.id,
-                sample_index: sample.index,
-                first_policy_version: sample.policy_versions[0],
-                advantage: *advantage,
+                sample_index: segment.sample,
+                segment: segment.number,
+                first_policy_version: segment.policy_versions[0],
+                advantage: branch.advantage,
                 kl_scale: kl_scale(options.environments, &piece.group.prompt.task),
-                token_weight,
-                num_tokens: len,
+                token_weight: branch.token_weight,
+                num_tokens: num_sampled,
             });
         }
         documents.push(Document {
@@ -482,11 +533,9 @@ fn micro_batch(pieces: &[Piece], options: &PackOptions) -> MicroBatch {
 /// Keys that a token of these pieces can have, at most.
 fn selection_width(pieces: &[Piece], options: &PackOptions) -> usize {
     let longest = |piece: &Piece| {
-        let branches = piece
-            .samples
-            .iter()
-            .map(|(sample, _)| sample.tokens.len() - 1);
-        piece.group.prompt.tokens.len() + branches.max().unwrap_or(0)
+        let branches = piece.branches.iter();
+        let branches = branches.map(|branch| branch.segment.tokens.len() - 1);
+        piece.prompt.len() + branches.max().unwrap_or(0)
     };
     let longest = pieces.iter().map(longest).max().unwrap_or(0);
     options

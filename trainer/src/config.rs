@@ -4,7 +4,7 @@
 //! [`RunConfig::validate`] rejects contradictions once, at the edge; later code trusts the values.
 
 use model::{DsaConfig, ModelConfig};
-use rollout::{CacheMemory, GradingConfig, MemorySettings, SamplingConfig};
+use rollout::{CacheMemory, EpisodesConfig, GradingConfig, MemorySettings, SamplingConfig};
 use serde::{Deserialize, Serialize};
 
 pub use crate::environment_config::{EnvironmentConfig, TaskSource};
@@ -31,6 +31,9 @@ pub struct RunConfig {
     /// How long the grading of a sample may take.
     #[serde(default)]
     pub grading: GradingConfig,
+    /// How episodes of several turns are run.
+    #[serde(default)]
+    pub episodes: EpisodesConfig,
     /// Sequences decoded at once, at most.
     #[serde(default = "defaults::max_batch_sequences")]
     pub max_batch_sequences: usize,

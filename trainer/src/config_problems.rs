@@ -130,6 +130,9 @@ impl RunConfig {
         for problem in self.grading.problems() {
             found.0.push(format!("grading.{problem}"));
         }
+        for problem in self.episodes.problems() {
+            found.0.push(format!("episodes.{problem}"));
+        }
     }
 
     fn check_stage(&self, stage: &StageConfig, path: &str, found: &mut Problems) {

@@ -10,6 +10,14 @@ use crate::run_folder::RunFolderError;
 /// A run could not start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainerError {
+    /// The worked solution of a task with tools does not work.
+    #[error("{task}: its worked solution can't be played: {problem}")]
+    Witness {
+        /// Which task.
+        task: String,
+        /// What went wrong.
+        problem: String,
+    },
     /// Model files.
     #[error(transparent)]
     Weights(#[from] model::WeightError),

@@ -140,13 +140,16 @@ fn learned_fits(layout: &RunLayout, step: u64, groups: &[Group]) -> Result<(), S
     if of_step != step && !learned.is_empty() {
         return Err(format!("holds the samples of step {of_step}"));
     }
-    let lengths: BTreeMap<(u64, usize), usize> = groups
-        .iter()
-        .flat_map(|group| group.samples.iter().map(|sample| (group.prompt.id, sample)))
-        .map(|(id, sample)| ((id, sample.index), sample.tokens.len()))
-        .collect();
+    let mut lengths = BTreeMap::new();
+    for group in groups {
+        let samples = group.samples.iter();
+        for segment in samples.flat_map(|sample| sample.segments(&group.prompt)) {
+            let key = (group.prompt.id, segment.sample, segment.number);
+            lengths.insert(key, segment.num_sampled());
+        }
+    }
     let fits = |sample: &&LearnedSample| {
-        let length = lengths.get(&(sample.prompt_id, sample.sample_index));
+        let length = lengths.get(&(sample.prompt_id, sample.sample_index, sample.segment));
         length == Some(&sample.logprobs.len())
     };
     match learned.iter().find(|sample| !fits(sample)) {

@@ -21,6 +21,8 @@ pub struct LearnedSample {
     pub prompt_id: u64,
     /// Its index within the group.
     pub sample_index: usize,
+    /// Which of its segments, from 0.
+    pub segment: usize,
     /// Which of the step's optimizer steps trained it, from 0.
     pub mini_batch: usize,
     /// Versions between the policy that drew its first token and the one that was trained.
@@ -71,6 +73,7 @@ fn schema() -> SchemaRef {
         column("step", DataType::UInt64),
         column("prompt_id", DataType::UInt64),
         column("sample_index", DataType::UInt64),
+        column("segment", DataType::UInt64),
         column("mini_batch", DataType::UInt64),
         column("policy_age", DataType::UInt64),
         column("advantage", DataType::Float64),
@@ -100,6 +103,7 @@ fn batch(schema: &SchemaRef, step: u64, samples: &[LearnedSample]) -> RecordBatc
         Arc::new(UInt64Array::from_value(step, samples.len())),
         whole(|s| s.prompt_id),
         whole(|s| s.sample_index as u64),
+        whole(|s| s.segment as u64),
         whole(|s| s.mini_batch as u64),
         whole(|s| s.policy_age),
         real(|s| s.advantage),
@@ -124,6 +128,11 @@ fn sample(rows: &Rows, row: usize) -> Result<LearnedSample, RolloutError> {
     Ok(LearnedSample {
         prompt_id: whole("prompt_id")?,
         sample_index: whole("sample_index")? as usize,
+        // Files of older builds know samples of one segment.
+        segment: match rows.has("segment") {
+            true => whole("segment")? as usize,
+            false => 0,
+        },
         mini_batch: whole("mini_batch")? as usize,
         policy_age: whole("policy_age")?,
         advantage: real("advantage")?,
@@ -147,6 +156,7 @@ mod tests {
         LearnedSample {
             prompt_id,
             sample_index: 3,
+            segment: 1,
             mini_batch: 1,
             policy_age: 2,
             advantage: -0.25,

@@ -388,6 +388,7 @@ impl GrpoLearner<'_> {
                 LearnedSample {
                     prompt_id: source.prompt_id,
                     sample_index: source.sample_index,
+                    segment: source.segment,
                     mini_batch,
                     policy_age: version.saturating_sub(source.first_policy_version),
                     advantage: source.advantage,

@@ -44,4 +44,5 @@ pub mod step_log;
 pub mod step_profile;
 pub mod summary;
 pub mod text;
+mod transcript;
 pub mod without_effect;

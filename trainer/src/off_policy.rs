@@ -133,6 +133,7 @@ mod tests {
         LearnedSample {
             prompt_id: 0,
             sample_index: 0,
+            segment: 0,
             mini_batch: 0,
             policy_age,
             advantage,

@@ -5,17 +5,19 @@
 //! needs no more state than the next number. Of a dataset, number i is place i of its passes over the rows:
 //! alone, it asks every row once before any again; beside others, it passes over those that they take.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use environments::{BadRow, FamilyKey, Split, Task, TaskKey, Tasks};
-use model::chat::{ChatOptions, Message};
+use model::chat::ChatOptions;
 use model::{ModelConfig, Tokenizer};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
-use rollout::Prompt;
+use rollout::{Prompt, episodes};
 
 use crate::config::{EnvironmentConfig, RunConfig, TaskSource};
 use crate::error::TrainerError;
+use crate::transcript;
 
 /// Rows drawn for a prompt until one fits, where rows that don't may be skipped.
 const MAX_ATTEMPTS: u32 = 100;
@@ -46,6 +48,8 @@ pub struct SolvedPrompt {
     pub tokens: Vec<u32>,
     /// Tokens of the prompt.
     pub prompt_len: usize,
+    /// Where among the tokens are the results of its calls.
+    pub given: Vec<Range<usize>>,
 }
 
 /// Opens the datasets among `environments` for a policy of shape `config`.
@@ -133,23 +137,17 @@ impl<'a> PromptSource<'a> {
         let mut attempt = 0;
         loop {
             let task = self.tasks.task(&self.key(split, id, attempt)?)?;
-            let mut tokens = self.encode(&task)?;
-            let prompt_len = tokens.len();
-            if let Some(end) = end {
-                tokens.extend(self.tokenizer.encode(&task.solution));
-                tokens.push(end);
-            }
+            let solved = self.encode(&task, end)?;
             let problem = format!(
                 "{} tokens with the chat template{}, but only {room} fit into the model's context",
-                tokens.len(),
+                solved.tokens.len(),
                 if end.is_some() {
                     " and the solution"
                 } else {
                     ""
                 },
             );
-            let is_too_long = tokens.len() > room;
-            let solved = SolvedPrompt { tokens, prompt_len };
+            let is_too_long = solved.tokens.len() > room;
             let key = match &task.key {
                 TaskKey::Row(key) if is_too_long => key,
                 _ => return Ok((task, solved)),
@@ -197,12 +195,24 @@ impl<'a> PromptSource<'a> {
         }
     }
 
-    fn encode(&self, task: &Task) -> Result<Vec<u32>, TrainerError> {
-        let system = self.system_prompt.map(Message::system);
-        let messages: Vec<Message> = system
-            .into_iter()
-            .chain([Message::user(&task.question)])
-            .collect();
-        Ok(self.tokenizer.chat(&messages, &ChatOptions::default())?)
+    /// The prompt that asks `task`, and its worked solution where there is an `end` to set behind each of its turns.
+    fn encode(&self, task: &Task, end: Option<u32>) -> Result<SolvedPrompt, TrainerError> {
+        let messages = episodes::opening(task, self.system_prompt, self.tokenizer)?;
+        let tokens = self.tokenizer.chat(&messages, &ChatOptions::default())?;
+        let prompt = SolvedPrompt {
+            prompt_len: tokens.len(),
+            tokens,
+            given: Vec::new(),
+        };
+        match end {
+            Some(end) => Ok(transcript::solved(
+                task,
+                messages,
+                prompt,
+                self.tokenizer,
+                end,
+            )?),
+            None => Ok(prompt),
+        }
     }
 }

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 
 use kernels::tch::Tensor;
-use rollout::{Group, Sample, rollout_file};
+use rollout::{Group, Sample, SegmentView, rollout_file};
 use serde::Serialize;
 
 use crate::checkpoint::{Checkpoint, Checkpoints};
@@ -66,6 +66,8 @@ pub struct ReplayedSample {
     pub prompt_id: u64,
     /// Its index within the group.
     pub sample_index: usize,
+    /// Which of its segments, from 0: each further message of a user begins one.
+    pub segment: usize,
     /// Which of the step's optimizer steps trained it.
     pub mini_batch: usize,
     /// Versions between the policy that drew its first token and the one that was trained.
@@ -82,8 +84,12 @@ pub struct ReplayedSample {
     pub mask: u8,
     /// Share of each of its tokens in the objective.
     pub weight: f64,
-    /// Token ids.
+    /// Token ids: those that were drawn.
     pub tokens: Vec<u32>,
+    /// Where each of them is in the segment's completion.
+    pub positions: Vec<usize>,
+    /// Tokens between them that tools or the template gave; they carry no loss.
+    pub num_given: usize,
     /// Log-prob under the policy being trained; f32 values, written out in full.
     pub logprobs: Vec<f64>,
     /// Log-prob at sampling time.
@@ -214,18 +220,22 @@ fn result(
     groups: &[Group],
     learned: &GrpoStep,
 ) -> Result<Replay, TrainerError> {
-    let drawn: BTreeMap<(u64, usize), &Sample> = groups
-        .iter()
-        .flat_map(|group| group.samples.iter().map(|sample| (group.prompt.id, sample)))
-        .map(|(id, sample)| ((id, sample.index), sample))
-        .collect();
+    let mut drawn = BTreeMap::new();
+    for group in groups {
+        for sample in &group.samples {
+            for segment in sample.segments(&group.prompt) {
+                let key = (group.prompt.id, sample.index, segment.number);
+                drawn.insert(key, (sample, segment));
+            }
+        }
+    }
     let samples: Vec<ReplayedSample> = learned
         .samples
         .iter()
         .map(|sample| {
             replayed(
                 sample,
-                drawn[&(sample.prompt_id, sample.sample_index)],
+                drawn[&(sample.prompt_id, sample.sample_index, sample.segment)],
                 stage,
             )
         })
@@ -256,10 +266,18 @@ fn result(
     })
 }
 
-fn replayed(learned: &LearnedSample, drawn: &Sample, stage: &GrpoConfig) -> ReplayedSample {
+fn replayed(
+    learned: &LearnedSample,
+    (drawn, segment): (&Sample, SegmentView),
+    stage: &GrpoConfig,
+) -> ReplayedSample {
     let wide = |numbers: &[f32]| -> Vec<f64> { numbers.iter().map(|&n| f64::from(n)).collect() };
     let ref_logprobs = learned.ref_logprobs.as_deref().map(wide);
-    let sampler_logprobs = wide(&drawn.sampler_logprobs);
+    let sampled: Vec<usize> = segment.sampled().collect();
+    let sampler_logprobs: Vec<f64> = sampled
+        .iter()
+        .map(|&t| f64::from(segment.sampler_logprobs[t]))
+        .collect();
     let [logprobs, old] =
         [&wide(&learned.logprobs), &sampler_logprobs].map(|x| Tensor::from_slice(x));
     let ratio = loss::importance_ratio(&logprobs, &old);
@@ -273,6 +291,7 @@ fn replayed(learned: &LearnedSample, drawn: &Sample, stage: &GrpoConfig) -> Repl
     ReplayedSample {
         prompt_id: learned.prompt_id,
         sample_index: learned.sample_index,
+        segment: learned.segment,
         mini_batch: learned.mini_batch,
         policy_age: learned.policy_age,
         reward: drawn.verdict.reward(),
@@ -281,7 +300,9 @@ fn replayed(learned: &LearnedSample, drawn: &Sample, stage: &GrpoConfig) -> Repl
         drift: learned.drift,
         mask: u8::from(!learned.is_masked),
         weight: learned.token_weight,
-        tokens: drawn.tokens.clone(),
+        tokens: sampled.iter().map(|&t| segment.tokens[t]).collect(),
+        positions: sampled,
+        num_given: segment.tokens.len() - segment.num_sampled(),
         logprobs: numbers(logprobs),
         sampler_logprobs,
         ref_logprobs,
@@ -308,7 +329,7 @@ fn losses_of_terms(samples: &[ReplayedSample], num_mini_batches: usize, kl_beta:
 
 /// Largest difference of a log-prob; infinite where the two don't hold the same samples.
 fn largest_difference(stored: &[LearnedSample], found: &[LearnedSample]) -> f64 {
-    let key = |sample: &LearnedSample| (sample.prompt_id, sample.sample_index);
+    let key = |sample: &LearnedSample| (sample.prompt_id, sample.sample_index, sample.segment);
     if !stored.iter().map(key).eq(found.iter().map(key)) {
         return f64::INFINITY;
     }

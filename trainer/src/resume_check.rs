@@ -2,7 +2,7 @@
 //!
 //! A resumed run continues bit for bit, so whatever shapes its results must stay: model, tasks,
 //! seed, threads (the order of sums), finished stages. What only says how often to look or to save
-//! (`checkpoints`, `evaluation`), how long to wait (`grading`) or what to do with bad rows may change,
+//! (`checkpoints`, `evaluation`), how long to wait (`grading`, `episodes`) or what to do with bad rows may change,
 //! and the last stage may get more `steps` while its learning rate is constant, since no earlier
 //! step depends on their number.
 
@@ -13,7 +13,7 @@ use crate::config_file::{self, ConfigError};
 use crate::ron_text;
 
 /// Sections that don't touch the weights.
-const FREE_SECTIONS: [&str; 3] = ["checkpoints.", "evaluation.", "grading."];
+const FREE_SECTIONS: [&str; 4] = ["checkpoints.", "evaluation.", "grading.", "episodes."];
 
 /// Keys of any section that leave what was done as it is: no row that was drawn before was a bad one.
 const FREE_KEYS: [&str; 1] = [".dataset.on_bad_row"];

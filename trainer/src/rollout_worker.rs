@@ -25,9 +25,8 @@ use std::time::{Duration, Instant};
 use environments::{FaultKind, Verdict};
 use kernels::tch::{self, Device, Kind, Tensor};
 use model::{ModelConfig, Tokenizer, Transformer, WeightError, WeightSource};
-use rollout::group::graded_group;
-use rollout::{Engine, GeneratedGroup, GeneratedSample, GenerationSettings, GenerationStats};
-use rollout::{Group, GuardedGrader, Prompt, Request, Sample};
+use rollout::{Driver, EpisodeHost, GeneratedGroup, GeneratedSample, GenerationSettings};
+use rollout::{GenerationStats, Group, GuardedGrader, Judge, Prompt, Sample};
 
 use crate::error::TrainerError;
 use crate::progress::Progress;
@@ -54,8 +53,10 @@ pub struct WorkerSetup {
     pub group_size: usize,
     /// To decode what is graded.
     pub tokenizer: Tokenizer,
-    /// Grades every sample.
+    /// Grades every sample of one turn.
     pub grader: Arc<GuardedGrader>,
+    /// Runs the episodes of the others.
+    pub episodes: EpisodeHost,
     /// Seconds that the grader may take.
     pub grading_secs: f64,
 }
@@ -307,49 +308,45 @@ fn work(
     tch::set_num_threads(setup.threads);
     let policy = Transformer::load(&setup.config, &mut weights, setup.kind, setup.device)?;
     let settings = &setup.settings;
-    let mut engine = Engine::idle(&policy, settings, settings.max_batch_sequences);
-    let mut prompts = BTreeMap::new();
+    // Called before each sample is graded: a slow grader is no stall.
+    let decode = |tokens: &[u32]| {
+        pulse.fetch_add(1, Ordering::Relaxed);
+        setup.tokenizer.decode(tokens)
+    };
+    let judge = Judge {
+        decode: &decode,
+        grader: &setup.grader,
+        episodes: Some(&setup.episodes),
+    };
+    let num_slots = settings.max_batch_sequences;
+    let mut driver = Driver::new(&policy, settings, num_slots, setup.group_size, judge);
     loop {
         loop {
-            let command = match prompts.is_empty() {
-                true => commands.recv().map_err(|_| TryRecvError::Disconnected),
-                false => commands.try_recv(),
+            let command = match driver.is_busy() {
+                false => commands.recv().map_err(|_| TryRecvError::Disconnected),
+                true => commands.try_recv(),
             };
             match command {
                 Ok(Command::Submit(prompt, begun)) => {
-                    engine.submit(Request {
-                        prompt_id: prompt.id,
-                        tokens: prompt.tokens.clone(),
-                        num_samples: setup.group_size,
-                        begun,
-                    })?;
-                    prompts.insert(prompt.id, prompt);
+                    driver.submit(prompt, begun)?;
                 }
                 Ok(Command::Publish(version, weights)) => {
-                    engine.settle()?;
+                    driver.settle()?;
                     install(&policy, weights);
-                    engine.set_policy_version(version);
+                    driver.set_policy_version(version);
                 }
                 Ok(Command::InFlight(reply)) => {
                     // A learner that waits no longer has gone.
-                    let _ = reply.send(engine.in_flight());
+                    let _ = reply.send(driver.in_flight());
                 }
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => return Ok(()),
             }
         }
-        engine.step()?;
+        driver.step()?;
         pulse.fetch_add(1, Ordering::Relaxed);
-        for group in engine.take_finished() {
-            let prompt = prompts.remove(&group.prompt_id).expect("it was submitted");
-            let stop_tokens = &settings.stop_tokens;
-            // Called before each sample is graded: a slow grader is no stall.
-            let decode = |tokens: &[u32]| {
-                pulse.fetch_add(1, Ordering::Relaxed);
-                setup.tokenizer.decode(tokens)
-            };
-            let group = graded_group(prompt, group.samples, stop_tokens, &decode, &setup.grader);
-            let stats = engine.take_stats();
+        for group in driver.take_finished() {
+            let stats = driver.take_stats();
             if finished.send(Finished { group, stats }).is_err() {
                 return Ok(());
             }
@@ -376,6 +373,7 @@ fn generated(sample: Sample) -> GeneratedSample {
         selection: sample.selection,
         policy_versions: sample.policy_versions,
         finish_reason: sample.finish_reason,
+        given: sample.given,
     }
 }
 
@@ -390,6 +388,9 @@ fn ungraded(index: usize, sample: GeneratedSample) -> Sample {
         selection: sample.selection,
         policy_versions: sample.policy_versions,
         finish_reason: sample.finish_reason,
+        given: sample.given,
+        later: Vec::new(),
+        episode: None,
         text: String::new(),
         verdict: Verdict::invalid(
             FaultKind::Cancelled,

@@ -1,14 +1,16 @@
 //! What a running stage works with: policy, reference, optimizer, tokenizer, and where the run stands.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use environments::{Split, Tasks};
 use kernels::tch::Kind;
+use model::chat::ChatOptions;
 use model::{Attention, ParameterGroup, Tokenizer, Transformer};
 use rollout::GenerationSettings;
-use rollout::{Group, GuardedGrader, Prompt, SamplingConfig, Vocabulary};
+use rollout::{EpisodeHost, Group, GuardedGrader, Judge, Prompt, SamplingConfig, Vocabulary};
 
 use crate::batch::TextDocument;
 use crate::checkpoint::TrainState;
@@ -51,8 +53,10 @@ pub struct Session<'a> {
     pub tokenizer: Tokenizer,
     /// What the run's prompts ask.
     pub tasks: Arc<Tasks>,
-    /// Grades every sample of the run.
+    /// Grades every sample of one turn of the run.
     pub grader: Arc<GuardedGrader>,
+    /// Runs the episodes of its other tasks.
+    pub episodes: EpisodeHost,
     /// Optimizer of the current stage.
     pub optimizer: AdamW,
     /// Where the run stands.
@@ -150,6 +154,13 @@ impl<'a> Session<'a> {
             stop,
             policy,
             reference: None,
+            episodes: EpisodeHost {
+                tasks: tasks.clone(),
+                tokenizer: tokenizer.clone(),
+                chat: ChatOptions::default(),
+                system_prompt: config.system_prompt.clone(),
+                config: config.episodes.clone(),
+            },
             tokenizer,
             grader: Arc::new(GuardedGrader::new(tasks.clone(), &config.grading)),
             tasks,
@@ -235,8 +246,11 @@ impl<'a> Session<'a> {
             prompts,
             group_size,
             &settings,
-            &|tokens| self.tokenizer.decode(tokens),
-            &self.grader,
+            Judge {
+                decode: &|tokens| self.tokenizer.decode(tokens),
+                grader: &self.grader,
+                episodes: Some(&self.episodes),
+            },
             &mut |finished, _| progress.set(finished as u64),
         )?;
         progress.finish();
@@ -290,6 +304,7 @@ impl<'a> Session<'a> {
                     Ok(TextDocument {
                         loss_from: solved.prompt_len,
                         tokens: solved.tokens,
+                        given: solved.given,
                     })
                 };
                 ids.map(solved).collect::<Result<Vec<_>, TrainerError>>()?
@@ -302,9 +317,12 @@ impl<'a> Session<'a> {
                 let document = |group: Group| {
                     let prompt = group.prompt.tokens;
                     let loss_from = prompt.len();
+                    let behind =
+                        |given: Range<usize>| loss_from + given.start..loss_from + given.end;
                     group.samples.into_iter().next().map(|sample| TextDocument {
                         tokens: [prompt, sample.tokens].concat(),
                         loss_from,
+                        given: sample.given.into_iter().map(behind).collect(),
                     })
                 };
                 rollout.groups.into_iter().filter_map(document).collect()

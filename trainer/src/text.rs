@@ -98,6 +98,7 @@ impl Corpus {
         TextDocument {
             tokens: self.documents[order[place]].clone(),
             loss_from: 1,
+            given: Vec::new(),
         }
     }
 }

@@ -209,6 +209,20 @@ fn appendices(instructions: &Instructions) -> String {
     text
 }
 
+/// The block of tool calls with the empty line before it, as a turn shows it behind its content; nothing without calls.
+///
+/// # Errors
+/// A call whose arguments are no JSON object.
+pub fn calls_text(tool_calls: &[ToolCall]) -> Result<String, ChatError> {
+    match tool_calls {
+        [] => Ok(String::new()),
+        _ => calls(tool_calls).map_err(|problem| ChatError::Wrong {
+            place: "the turn".to_string(),
+            problem,
+        }),
+    }
+}
+
 /// The block of tool calls with the empty line before it.
 fn calls(tool_calls: &[ToolCall]) -> Result<String, String> {
     let invokes: Vec<String> = tool_calls

@@ -47,12 +47,6 @@ pub enum TokenizerError {
          encoding of DeepSeek-V3.2 can keep all of it"
     )]
     HistoryIsTheTemplates,
-    /// Only one format has a parser.
-    #[error(
-        "this tokenizer has a chat template of its own; only completions in the encoding of \
-         DeepSeek-V3.2 (tokens such as '｜DSML｜', no template) can be parsed"
-    )]
-    NoCompletionParser,
     /// The conversation is wrong.
     #[error(transparent)]
     Chat(#[from] ChatError),

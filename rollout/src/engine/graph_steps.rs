@@ -148,10 +148,7 @@ impl Engine<'_> {
                 kept: Vec::new(),
                 entropy: drawn.entropy,
             };
-            if self.record(id, token, policy_version)? {
-                self.scheduler.finish_sample(id, &mut self.cache.pages);
-                num_finished += 1;
-            }
+            num_finished += self.record(id, token, policy_version)?;
         }
         self.stats.decoded_tokens += num_rows;
         self.stats.key_share_sum += num_rows as f64;

@@ -36,6 +36,7 @@ impl Engine<'_> {
                 selection: started.selection.clone(),
                 policy_versions: Vec::new(),
                 finish_reason: FinishReason::Unfinished,
+                given: Vec::new(),
             });
         }
         let started = |number| {
@@ -77,17 +78,33 @@ impl Engine<'_> {
         }
     }
 
-    /// Runs prompts with what was sampled of them before, all but the last token, or parts of both.
+    /// Runs prompts with what was sampled of them before, all but the last token, or parts of both. What was recorded
+    /// is replayed; what follows it was given to the sample and is recorded now.
     fn restore(&mut self, admissions: &[Admission]) {
-        let part = |admission: &Admission| {
+        let part = |admission: Admission| {
             let active = &self.active[&admission.id.request];
             let sampled = &active.samples[admission.id.sample].tokens;
-            Part::of(*admission, &active.request.tokens, sampled)
+            Part::of(admission, &active.request.tokens, sampled)
         };
-        let parts: Vec<Part> = admissions.iter().filter_map(part).collect();
-        let replays = |id: SampleId| self.recorded_routing(id).is_some();
-        let replays = parts.first().is_some_and(|part| replays(part.admission.id));
-        self.run_parts(&parts, replays);
+        let recorded = |admission: &Admission| {
+            let routing = self.recorded_routing(admission.id);
+            routing.map_or(0, |routing| routing.num_tokens())
+        };
+        let (mut old, mut new) = (Vec::new(), Vec::new());
+        for admission in admissions {
+            let Admission { begin, end, .. } = *admission;
+            let middle = recorded(admission).clamp(begin, end);
+            old.extend(part(Admission {
+                end: middle,
+                ..*admission
+            }));
+            new.extend(part(Admission {
+                begin: middle,
+                ..*admission
+            }));
+        }
+        self.run_parts(&old, true);
+        self.run_parts(&new, false);
     }
 
     /// One forward pass over `parts` of sequences into their slots, behind what those hold.
@@ -112,8 +129,8 @@ impl Engine<'_> {
         self.stats.key_share_sum += output.key_share * num_tokens as f64;
     }
 
-    /// Keeps what the pass over `parts` put out of prompts, for the samples that start with them. What follows a prompt
-    /// the recorded samples hold.
+    /// Keeps what the pass over `parts` put out of prompts, for the samples that start with them. Of what follows a
+    /// prompt the samples get what they do not hold yet.
     fn record_prompts(&mut self, parts: &[Part], output: &ForwardOutput) {
         let mut start = 0;
         let mut ends = Vec::new();
@@ -145,8 +162,16 @@ impl Engine<'_> {
                 admission.begin..admission.begin + num_rows,
                 &mut record.selection,
             );
-            routing.take(part.tokens.len() - num_rows);
-            selected.skip(part.tokens.len() - num_rows);
+            let behind = admission.begin + num_rows..admission.begin + part.tokens.len();
+            let rows = routing.take(behind.len());
+            if !behind.is_empty() {
+                let active = self.active.get_mut(&admission.id.request);
+                let sample = &mut active.expect("it is at work").samples[admission.id.sample];
+                if sample.routing.num_tokens() == behind.start {
+                    sample.routing.ids.extend(rows.ids);
+                }
+                selected.take_new(behind, &mut sample.selection);
+            }
             if part.prompt_end().is_none() {
                 self.part_of_prompt = record;
                 continue;

@@ -48,9 +48,15 @@ impl SelectedRows {
         self.next += row;
     }
 
-    /// Passes over the next `len` tokens.
-    pub(super) fn skip(&mut self, len: usize) {
-        self.next += len * self.empty.num_layers * self.width;
+    /// Appends those of the next tokens, which are at `positions` of a sequence, that `trace` does not hold yet.
+    pub(super) fn take_new(&mut self, positions: Range<usize>, trace: &mut SelectionTrace) {
+        let row = self.empty.num_layers * self.width;
+        for position in positions {
+            match trace.expected_len(position) == trace.keys.len() {
+                true => self.take(position, trace),
+                false => self.next += row,
+            }
+        }
     }
 
     /// Appends the next tokens, which are at `positions` of a prompt, to `trace`.

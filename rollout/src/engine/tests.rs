@@ -3,6 +3,7 @@
 
 mod graphs;
 mod parts;
+mod pauses;
 mod preemption;
 mod replay;
 
@@ -128,6 +129,7 @@ fn requests() -> Vec<Request> {
                 .collect(),
             num_samples,
             begun: Vec::new(),
+            pauses: false,
         })
         .to_vec()
 }

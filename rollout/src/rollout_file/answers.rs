@@ -10,7 +10,7 @@ use crate::sample::FinishReason;
 use crate::table;
 
 /// The columns of an [`Answer`].
-const COLUMNS: [&str; 9] = [
+const COLUMNS: [&str; 11] = [
     "prompt_id",
     "question",
     "sample_index",
@@ -20,6 +20,8 @@ const COLUMNS: [&str; 9] = [
     "invalid_reason",
     "advantage",
     "finish_reason",
+    "segment",
+    "verdict_details",
 ];
 
 /// One sample, as text.
@@ -48,6 +50,9 @@ pub struct Answer {
 pub fn read_answers(path: &Path) -> Result<Vec<Answer>, RolloutError> {
     let mut answers = Vec::new();
     table::read_columns(path, &COLUMNS, |rows, row| {
+        if rows.segment(row)? > 0 {
+            return Ok(());
+        }
         answers.push(Answer {
             prompt_id: rows.number::<UInt64Type>("prompt_id", row)?,
             question: rows.required_text("question", row)?,

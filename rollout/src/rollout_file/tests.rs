@@ -2,11 +2,11 @@
 
 use std::fs::{self, File};
 
-use environments::{Family, FamilyKey, RowKey, Split};
+use environments::{Family, FamilyKey, RowKey, Split, Stop};
 use parquet::arrow::ArrowWriter;
 
 use super::*;
-use crate::sample::FinishReason;
+use crate::sample::{EpisodeRecord, FinishReason};
 
 fn sample(index: usize, tokens: &[u32], verdict: Verdict) -> Sample {
     let mut kept = KeptTokens::default();
@@ -19,6 +19,9 @@ fn sample(index: usize, tokens: &[u32], verdict: Verdict) -> Sample {
         kept.push(&row);
     }
     Sample {
+        given: Vec::new(),
+        later: Vec::new(),
+        episode: None,
         index,
         tokens: tokens.to_vec(),
         sampler_logprobs: tokens.iter().map(|&t| -1.0 / t as f32).collect(),
@@ -42,6 +45,24 @@ fn sample(index: usize, tokens: &[u32], verdict: Verdict) -> Sample {
     }
 }
 
+/// A segment that draws `tokens` behind a context of its own.
+fn later(tokens: &[u32]) -> Segment {
+    let sample = sample(0, tokens, Verdict::graded(0.0, None));
+    Segment {
+        prompt_tokens: vec![tokens[0], 9],
+        completion: GeneratedSample {
+            tokens: sample.tokens,
+            sampler_logprobs: sample.sampler_logprobs,
+            kept: sample.kept,
+            routing: sample.routing,
+            selection: sample.selection,
+            policy_versions: sample.policy_versions,
+            finish_reason: sample.finish_reason,
+            given: vec![0..1],
+        },
+    }
+}
+
 fn groups() -> Vec<Group> {
     let prompt = |id: u64, family, split| Prompt {
         id,
@@ -58,16 +79,27 @@ fn groups() -> Vec<Group> {
     let graded =
         |reward, extracted: Option<&str>| Verdict::graded(reward, extracted.map(str::to_string));
     let invalid = Verdict::invalid(
-        environments::FaultKind::Grader,
+        environments::FaultKind::Timeout,
         "grader stopped".to_string(),
     );
     let mut dense = sample(1, &[9], graded(0.25, Some("7")));
     dense.routing = RoutingTrace::default();
+    let mut talk = sample(0, &[3, 4, 2], graded(1.0, Some("7")));
+    talk.given = vec![0..1, 2..3];
+    talk.episode = Some(EpisodeRecord {
+        num_turns: 3,
+        num_calls: 2,
+        num_bad_calls: 1,
+        stop: Some(Stop::Answered),
+    });
+    let clauses = [("polite".to_string(), true), ("short".to_string(), false)];
+    talk.verdict = Verdict::of_clauses(Some("7".to_string()), clauses);
+    talk.later = [[1, 2], [3, 4]].map(|tokens| later(&tokens)).to_vec();
     vec![
         Group {
             prompt: prompt(1, Family::Sums, Split::Train),
             samples: vec![
-                sample(0, &[3, 4, 2], graded(1.0, Some("7"))),
+                talk,
                 sample(1, &[8; 40], graded(0.0, None)),
                 sample(2, &[1], invalid),
             ],

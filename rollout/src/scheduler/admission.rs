@@ -13,6 +13,18 @@ enum Holder {
     Sibling(usize),
     /// On the pages that are held for siblings that wait.
     Prompts,
+    /// On the pages it had when it was parked, with most of the rest.
+    Parked { num_tokens: usize },
+}
+
+impl Holder {
+    /// Tokens of `next` that it holds.
+    fn num_tokens(self, next: Waiting) -> usize {
+        match self {
+            Holder::Sibling(_) | Holder::Prompts => next.prompt_len,
+            Holder::Parked { num_tokens } => num_tokens,
+        }
+    }
 }
 
 impl Scheduler {
@@ -39,7 +51,7 @@ impl Scheduler {
                 true => PromptSource::Prefill,
             };
             let (holder, wanted) = self.holder(next, source, &admissions, pages);
-            let num_left = next.num_tokens.0 - holder.map_or(0, |_| next.prompt_len);
+            let num_left = next.num_tokens.0 - holder.map_or(0, |holder| holder.num_tokens(next));
             // What is longer than all of the budget begins with all of it.
             let is_too_long = num_left > budget && budget < self.max_prefill_tokens;
             // The prompt that a sibling runs in this step can be shared in the next.
@@ -91,6 +103,10 @@ impl Scheduler {
         let holder = match source {
             PromptSource::Prefill => None,
             PromptSource::Shared => Some(Holder::Prompts),
+            PromptSource::Restore if self.parked.contains_key(&next.id) => {
+                let num_tokens = self.parked[&next.id].num_tokens();
+                Some(Holder::Parked { num_tokens })
+            }
             PromptSource::Restore => {
                 let sibling = (0..self.slots.len()).find(is_sibling);
                 let is_held = self.prompts.contains_key(&request) && !is_prompt_new();
@@ -98,9 +114,10 @@ impl Scheduler {
                 sibling.map(Holder::Sibling).or(held)
             }
         };
-        let own = match len - next.prompt_len {
+        let held = holder.map_or(next.prompt_len, |holder| holder.num_tokens(next));
+        let own = match len - held {
             0 => 0,
-            _ => all - next.prompt_len / pages.page_tokens(),
+            _ => all - held / pages.page_tokens(),
         };
         match holder {
             None => (None, all),
@@ -120,7 +137,16 @@ impl Scheduler {
     ) {
         let Reverse(len) = next.num_tokens;
         let is_taken = match holder {
-            None => pages.begin(slot, len),
+            None => {
+                self.unpark(next.id, pages);
+                pages.begin(slot, len)
+            }
+            Some(Holder::Parked { .. }) => {
+                let held = self.parked.remove(&next.id).expect("it was found there");
+                pages.share(&held, slot);
+                pages.release(held);
+                pages.extend(slot, len)
+            }
             Some(Holder::Prompts) => {
                 pages.share(&self.prompts[&next.id.request], slot);
                 pages.extend(slot, len)
@@ -190,6 +216,10 @@ impl Scheduler {
             return pages.num_free() > wanted + num_held;
         }
         while pages.num_free() < wanted {
+            if let Some((_, held)) = self.parked.pop_last() {
+                pages.release(held);
+                continue;
+            }
             let last = self.prompts.keys().next_back().copied();
             let last = last.expect("the pages hold one sequence of the longest");
             self.drop_prompt(last, pages);

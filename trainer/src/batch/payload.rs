@@ -4,12 +4,12 @@
 //! sentences here say what to do.
 
 use model::KeptTokens;
-use rollout::Sample;
+use rollout::SegmentView;
 
 use super::{PackOptions, RoutingShape, SelectionShape};
 
 /// What in a sample contradicts its tokens, if anything.
-pub(super) fn sample_problem(sample: &Sample, options: &PackOptions) -> Option<String> {
+pub(super) fn sample_problem(sample: SegmentView, options: &PackOptions) -> Option<String> {
     let len = sample.tokens.len();
     if len == 0 {
         return Some("it has no tokens".to_string());
@@ -32,6 +32,15 @@ pub(super) fn sample_problem(sample: &Sample, options: &PackOptions) -> Option<S
         let found = sample.policy_versions.len();
         return Some(format!("{len} tokens but {found} policy versions"));
     }
+    let mut end = 0;
+    for given in sample.given {
+        if given.start < end || given.end <= given.start || given.end >= len {
+            return Some(format!(
+                "the given tokens {given:?} of {len} tokens are empty, out of order, or leave none to be drawn behind them"
+            ));
+        }
+        end = given.end;
+    }
     if let Some(t) = sample.sampler_logprobs.iter().position(|l| !l.is_finite()) {
         let found = sample.sampler_logprobs[t];
         return Some(format!("the sampler log-prob of token {t} is {found}"));
@@ -42,8 +51,8 @@ pub(super) fn sample_problem(sample: &Sample, options: &PackOptions) -> Option<S
     }
 }
 
-fn kept_problem(sample: &Sample, options: &PackOptions) -> Option<String> {
-    let (len, kept) = (sample.tokens.len(), &sample.kept);
+fn kept_problem(sample: SegmentView, options: &PackOptions) -> Option<String> {
+    let (len, kept) = (sample.tokens.len(), sample.kept);
     if let Some(problem) = offsets_problem(kept) {
         return Some(problem);
     }
@@ -57,8 +66,9 @@ fn kept_problem(sample: &Sample, options: &PackOptions) -> Option<String> {
     (0..len).find_map(|t| {
         let row = kept.row(t);
         let outside = row.iter().find(|&&id| id as usize >= options.vocab_size);
+        let is_given = || sample.given.iter().any(|given| given.contains(&t));
         if row.is_empty() {
-            options.truncates.then(|| {
+            (options.truncates && !is_given()).then(|| {
                 format!(
                     "token {t} has no kept tokens, although sampling.top_k, top_p or min_p is on; the engine \
                      must record them, or set keep_sampling_mask: false"
@@ -93,11 +103,11 @@ fn offsets_problem(kept: &KeptTokens) -> Option<String> {
 /// valid sample, checked before.
 pub(super) fn routing_problem(
     prompt_len: usize,
-    sample: &Sample,
-    first: &Sample,
+    sample: SegmentView,
+    first: SegmentView,
     shape: RoutingShape,
 ) -> Option<String> {
-    let trace = &sample.routing;
+    let trace = sample.routing;
     if trace.ids.is_empty() {
         return Some(
             "no experts were recorded; the engine must record them, or set keep_routing: false"
@@ -141,7 +151,7 @@ pub(super) fn routing_problem(
     (trace.ids[..prompt] != first.routing.ids[..prompt]).then(|| {
         format!(
             "the experts of the prompt differ from those of sample {}",
-            first.index
+            first.sample
         )
     })
 }
@@ -149,11 +159,11 @@ pub(super) fn routing_problem(
 /// What is wrong with the recorded keys of `sample`, if anything; `first` as above.
 pub(super) fn selection_problem(
     prompt_len: usize,
-    sample: &Sample,
-    first: &Sample,
+    sample: SegmentView,
+    first: SegmentView,
     shape: SelectionShape,
 ) -> Option<String> {
-    let trace = &sample.selection;
+    let trace = sample.selection;
     if (trace.num_layers, trace.topk) != (shape.num_layers, shape.topk) {
         return Some(match trace.num_layers {
             0 => "no selected keys were recorded; the engine must be asked to (record_selection)"
@@ -189,7 +199,7 @@ pub(super) fn selection_problem(
     (trace.keys[..prompt] != first.selection.keys[..prompt]).then(|| {
         format!(
             "the keys of the prompt differ from those of sample {}",
-            first.index
+            first.sample
         )
     })
 }

@@ -5,7 +5,7 @@ use environments::{
 };
 use kernels::tch::Kind;
 use model::{RoutingTrace, SelectionTrace};
-use rollout::{FinishReason, Prompt};
+use rollout::{FinishReason, GeneratedSample, Prompt, Segment};
 
 use super::*;
 use crate::config::TaskSource;
@@ -57,6 +57,9 @@ fn sample(index: usize, prompt_len: usize, tokens: &[u32]) -> Sample {
                 .collect(),
         },
         policy_versions: vec![0; tokens.len()],
+        given: Vec::new(),
+        later: Vec::new(),
+        episode: None,
         finish_reason: FinishReason::Stop,
         text: String::new(),
         verdict: Verdict::graded(0.0, None),
@@ -134,6 +137,91 @@ fn group_becomes_one_document_with_a_branch_a_sample() {
     assert_eq!(floats(&batch.token_weights), [a, a, a, b, c, c]);
     let logprobs = floats(&batch.sampler_logprobs);
     assert!((logprobs[5] + 4.1).abs() < 1e-6);
+}
+
+/// A sample that drew 20, was given 50 and 51, drew 21; then a user spoke, and behind the new context it drew 22 and 23.
+fn talk(index: usize) -> Sample {
+    let whole = sample(index, 3, &[20, 50, 51, 21]);
+    let later = sample(index, 4, &[22, 23]);
+    Sample {
+        given: vec![1..3],
+        later: vec![Segment {
+            prompt_tokens: vec![10, 11, 12, 13],
+            completion: GeneratedSample {
+                tokens: later.tokens,
+                sampler_logprobs: later.sampler_logprobs,
+                kept: later.kept,
+                routing: later.routing,
+                selection: later.selection,
+                policy_versions: later.policy_versions,
+                finish_reason: later.finish_reason,
+                given: Vec::new(),
+            },
+        }],
+        ..whole
+    }
+}
+
+#[test]
+fn given_tokens_are_context_and_a_later_segment_is_a_document_of_its_own() {
+    let mut group = group(7, &[10, 11, 12], &[&[30]]);
+    group.samples.push(talk(1));
+    let advantages = [vec![Some(-0.5), Some(0.5)]];
+    let groups = [group];
+    let batch = pack(&groups, &advantages, &options(100)).unwrap().remove(0);
+    assert_eq!(
+        ints(&batch.input.tokens),
+        [10, 11, 12, 20, 50, 51, 10, 11, 12, 13, 22]
+    );
+    let document = |start, trunk_len, branch: i64| Document {
+        start,
+        trunk_len,
+        branch_lens: vec![branch],
+    };
+    assert_eq!(
+        batch.input.documents,
+        [document(0, 3, 3), document(6, 4, 1)]
+    );
+    assert_eq!(ints(&batch.targets), [30, 20, 21, 22, 23]);
+    // 21 is predicted behind 51, the last token that was given before it.
+    assert_eq!(ints(&batch.target_rows), [2, 2, 5, 9, 10]);
+    assert_eq!(ints(&batch.sequence), [0, 1, 1, 2, 2]);
+    assert_eq!(ints(&batch.lengths), [1, 2, 2]);
+    assert_eq!(floats(&batch.advantages), [-0.5, 0.5, 0.5]);
+    // Half of the objective for each sample, and a quarter of that for each token that the second drew.
+    assert_eq!(
+        floats(&batch.token_weights),
+        [0.5, 0.125, 0.125, 0.125, 0.125]
+    );
+    assert_eq!(batch.kept.num_rows(), 5);
+    let segments: Vec<_> = batch
+        .sources
+        .iter()
+        .map(|s| (s.sample_index, s.segment))
+        .collect();
+    assert_eq!(segments, [(0, 0), (1, 0), (1, 1)]);
+    // The routing of every forwarded token, the given ones included.
+    assert_eq!(batch.routing.unwrap().size(), [11, 2, 1]);
+}
+
+#[test]
+fn a_later_segment_that_does_not_fit_its_tokens_is_named() {
+    let mut group = group(7, &[10, 11, 12], &[&[30]]);
+    group.samples.push(talk(1));
+    group.samples[1].later[0].completion.sampler_logprobs.pop();
+    let error = pack(&[group], &[vec![Some(1.0), Some(0.0)]], &options(100)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "prompt 7, sample 1: segment 1: 2 tokens but 1 sampler log-probs"
+    );
+    let mut group = self::group(7, &[10, 11, 12], &[&[30]]);
+    group.samples.push(talk(1));
+    group.samples[1].given = vec![3..4];
+    let error = pack(&[group], &[vec![Some(1.0), Some(0.0)]], &options(100)).unwrap_err();
+    assert!(
+        error.to_string().contains("leave none to be drawn"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -566,6 +654,7 @@ fn advantages_of_another_group_are_refused() {
 #[test]
 fn text_is_predicted_from_loss_from_on_and_weighted_over_the_step() {
     let text = |tokens: &[u32], loss_from| TextDocument {
+        given: Vec::new(),
         tokens: tokens.to_vec(),
         loss_from,
     };

@@ -239,8 +239,11 @@ impl<'a> GrpoBench<'a> {
                 prompts,
                 shape.group,
                 &self.settings,
-                &|_| String::new(),
-                &self.grader,
+                rollout::Judge {
+                    decode: &|_| String::new(),
+                    grader: &self.grader,
+                    episodes: None,
+                },
                 &mut |_, _| {},
             ));
         });

@@ -150,6 +150,7 @@ impl Subject<'_> {
     ) -> Result<f64, TrainerError> {
         let documents: Vec<TextDocument> = (0..count as u64)
             .map(|index| TextDocument {
+                given: Vec::new(),
                 tokens: self.random_tokens(index, len),
                 loss_from: 1,
             })
@@ -224,6 +225,7 @@ pub(super) fn run_config(shape: &GrpoShape) -> RunConfig {
         system_prompt: None,
         sampling: SamplingConfig::default(),
         grading: GradingConfig::default(),
+        episodes: rollout::EpisodesConfig::default(),
         max_batch_sequences: 64,
         cache_memory: CacheMemory::Auto,
         max_prefill_tokens: MemorySettings::default().max_prefill_tokens,

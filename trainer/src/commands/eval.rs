@@ -6,7 +6,11 @@
 use std::sync::Arc;
 
 use environments::{Family, Split};
-use rollout::{FinishReason, GradingConfig, Group, GuardedGrader, MemorySettings, SamplingConfig};
+use model::chat::ChatOptions;
+use rollout::{
+    EpisodeHost, EpisodesConfig, FinishReason, GradingConfig, Group, GuardedGrader, Judge,
+};
+use rollout::{MemorySettings, SamplingConfig};
 
 use super::model_arguments::ModelArguments;
 use super::{Failure, output};
@@ -55,6 +59,7 @@ struct Plan {
     prompts: usize,
     sampling: SamplingConfig,
     grading: GradingConfig,
+    episodes: EpisodesConfig,
     system_prompt: Option<String>,
     seed: u64,
     max_batch_sequences: usize,
@@ -97,14 +102,24 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         .map(|id| source.prompt(Split::HeldOut, id))
         .collect::<Result<Vec<_>, _>>()?;
     let grader = GuardedGrader::new(tasks.clone(), &plan.grading);
+    let episodes = EpisodeHost {
+        tasks: tasks.clone(),
+        tokenizer: model.tokenizer.clone(),
+        chat: ChatOptions::default(),
+        system_prompt: plan.system_prompt.clone(),
+        config: plan.episodes,
+    };
     let progress = Progress::new("evaluation", plan.prompts as u64, "samples");
     let (groups, _) = rollout::sample_groups(
         &model.policy,
         prompts,
         1,
         &settings,
-        &|tokens| model.tokenizer.decode(tokens),
-        &grader,
+        Judge {
+            decode: &|tokens| model.tokenizer.decode(tokens),
+            grader: &grader,
+            episodes: Some(&episodes),
+        },
         &mut |finished, _| progress.set(finished as u64),
     )?;
     progress.finish();
@@ -143,6 +158,9 @@ impl Args {
                     .unwrap_or(sampling.max_new_tokens),
                 ..sampling
             },
+            episodes: run
+                .as_ref()
+                .map_or_else(EpisodesConfig::default, |run| run.episodes.clone()),
             grading: run
                 .as_ref()
                 .map_or_else(GradingConfig::default, |run| run.grading.clone()),

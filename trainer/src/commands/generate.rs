@@ -72,6 +72,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         tokens,
         num_samples: args.samples,
         begun: Vec::new(),
+        pauses: false,
     }];
     let engine = Engine::new(&model.policy, &settings, &requests)?;
     let (samples, stats) = engine.generate(&mut |_, _| {})?;

@@ -115,7 +115,7 @@ fn table(samples: &[ReplayedSample]) -> String {
             text,
             "{:>12} {:>6} {:>5} {:>4} {:>7.3} {:>9.4} {:>10.6} {:>4} {:>6} {max:>9.4} {mean:>10.3e}",
             sample.prompt_id,
-            sample.sample_index,
+            name(sample),
             sample.mini_batch,
             sample.policy_age,
             sample.reward.unwrap_or(f64::NAN),
@@ -128,15 +128,24 @@ fn table(samples: &[ReplayedSample]) -> String {
     text
 }
 
+/// `3`, or `3.1` for its second segment.
+fn name(sample: &ReplayedSample) -> String {
+    match sample.segment {
+        0 => sample.sample_index.to_string(),
+        segment => format!("{}.{segment}", sample.sample_index),
+    }
+}
+
 fn tokens(sample: &ReplayedSample) -> String {
     let mut text = format!(
-        "prompt {} sample {}: advantage {:.6}, mask {}, weight {:.6e}, kl_scale {}\n{:>6} {:>8} {:>12} {:>15} {:>12} {:>12} {:>12} {:>12}\n",
+        "prompt {} sample {}: advantage {:.6}, mask {}, weight {:.6e}, kl_scale {}, {} given tokens without loss\n{:>6} {:>8} {:>12} {:>15} {:>12} {:>12} {:>12} {:>12}\n",
         sample.prompt_id,
-        sample.sample_index,
+        name(sample),
         sample.advantage,
         sample.mask,
         sample.weight,
         sample.kl_scale,
+        sample.num_given,
         "token",
         "id",
         "logprob",
@@ -150,7 +159,8 @@ fn tokens(sample: &ReplayedSample) -> String {
         let reference = sample.ref_logprobs.as_ref().map_or(f64::NAN, |all| all[t]);
         let _ = writeln!(
             text,
-            "{t:>6} {id:>8} {:>12.6} {:>15.6} {reference:>12.6} {:>12.6} {:>12.6} {:>12.4e}",
+            "{:>6} {id:>8} {:>12.6} {:>15.6} {reference:>12.6} {:>12.6} {:>12.6} {:>12.4e}",
+            sample.positions[t],
             sample.logprobs[t],
             sample.sampler_logprobs[t],
             sample.ratio[t],

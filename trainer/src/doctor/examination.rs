@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use environments::{Split, Tasks};
 use kernels::runtime::Runtime;
+use model::chat::ChatOptions;
 use model::{Attention, Tokenizer, Transformer};
-use rollout::{GenerationSettings, Group, GuardedGrader, Prompt, Vocabulary};
+use rollout::{EpisodeHost, GenerationSettings, Group, GuardedGrader, Judge, Prompt, Vocabulary};
 
 use super::conversation::{Exchange, conversation_findings, prompt_finding};
 use super::diagnose::diagnose;
@@ -83,6 +84,13 @@ pub fn examine(
             let play = Play {
                 config,
                 grader: GuardedGrader::new(tasks.clone(), &config.grading),
+                episodes: EpisodeHost {
+                    tasks: tasks.clone(),
+                    tokenizer: tokenizer.clone(),
+                    chat: ChatOptions::default(),
+                    system_prompt: config.system_prompt.clone(),
+                    config: config.episodes.clone(),
+                },
                 policy: &policy,
                 tokenizer: &tokenizer,
             };
@@ -124,6 +132,7 @@ fn exchanges(
 struct Play<'a> {
     config: &'a RunConfig,
     grader: GuardedGrader,
+    episodes: EpisodeHost,
     policy: &'a Transformer,
     tokenizer: &'a Tokenizer,
 }
@@ -192,8 +201,11 @@ impl Play<'_> {
             prompts.to_vec(),
             group_size,
             &settings,
-            &|tokens| self.tokenizer.decode(tokens),
-            &self.grader,
+            Judge {
+                decode: &|tokens| self.tokenizer.decode(tokens),
+                grader: &self.grader,
+                episodes: Some(&self.episodes),
+            },
             &mut |finished, _| progress.set(finished as u64),
         )?;
         progress.finish();

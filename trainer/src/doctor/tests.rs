@@ -145,8 +145,11 @@ fn play(config: &RunConfig, sampler: &Transformer, sampling: &SamplingConfig) ->
         prompts.collect(),
         GROUP_SIZE,
         &settings,
-        &decode,
-        &grader,
+        rollout::Judge {
+            decode: &decode,
+            grader: &grader,
+            episodes: None,
+        },
         &mut |_, _| (),
     );
     groups.unwrap().0

@@ -82,6 +82,7 @@ impl Session<'_> {
             group_size: stage.group_size,
             tokenizer: self.tokenizer.clone(),
             grader: self.grader.clone(),
+            episodes: self.episodes.clone(),
             grading_secs: self.config.grading.timeout_secs,
         };
         let mut worker = RolloutWorker::start(setup, &self.policy)?;

@@ -18,6 +18,9 @@ fn group(rewards: &[f64], finish_reason: FinishReason) -> Group {
         finish_reason,
         text: String::new(),
         verdict: Verdict::graded(reward, None),
+        given: Vec::new(),
+        later: Vec::new(),
+        episode: None,
     };
     Group {
         prompt: Prompt {

@@ -36,6 +36,9 @@ pub(in crate::report) fn shown(index: usize, reward: Option<f64>, advantage: f64
             },
             selection: SelectionTrace::default(),
             policy_versions: vec![4, 4],
+            given: Vec::new(),
+            later: Vec::new(),
+            episode: None,
             finish_reason: FinishReason::Stop,
             text: "5".to_string(),
             verdict: match reward {
@@ -56,6 +59,7 @@ pub(in crate::report) fn learned(index: usize, gap: f32, is_masked: bool) -> Lea
     LearnedSample {
         prompt_id: 7,
         sample_index: index,
+        segment: 0,
         mini_batch: 1,
         policy_age: 1,
         advantage: -0.5,
