@@ -10,6 +10,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::agent::trip_planner;
 use crate::arithmetic::{compare, countdown, gcd, products, sums};
 use crate::draw::{Draw, Purpose};
 use crate::instance::{Domain, Instance, TaskFamily, split_of};
@@ -33,6 +34,8 @@ pub enum Family {
     Gcd,
     /// Reach a target from given numbers.
     Countdown,
+    /// Plan a trip from what tools tell.
+    TripPlanner,
 }
 
 /// A name that no task family has.
@@ -45,12 +48,13 @@ pub struct UnknownFamily {
 
 impl Family {
     /// Every family.
-    pub const ALL: [Family; 5] = [
+    pub const ALL: [Family; 6] = [
         Family::Sums,
         Family::Products,
         Family::Compare,
         Family::Gcd,
         Family::Countdown,
+        Family::TripPlanner,
     ];
 
     /// What the family does: the only place that knows which file implements it.
@@ -61,6 +65,7 @@ impl Family {
             Family::Compare => &compare::Compare,
             Family::Gcd => &gcd::Gcd,
             Family::Countdown => &countdown::Countdown,
+            Family::TripPlanner => &trip_planner::TripPlanner,
         }
     }
 

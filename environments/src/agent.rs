@@ -1,0 +1,5 @@
+//! Tasks for agents: tools over a database that only they see. One file or folder per family.
+
+pub mod measured;
+mod names;
+pub(crate) mod trip_planner;
