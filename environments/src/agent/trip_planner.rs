@@ -42,6 +42,8 @@ struct Profile {
     /// Percent of restaurants rated 4.0 or higher; as many lie from 3.2 to 3.9.
     good_percent: usize,
     is_tiered_daily: bool,
+    /// Without a budget: of this many structurally valid plans at most one keeps every rule.
+    min_plans_per_right: u128,
     /// The budget lies this many percent above the optimum.
     slack_percent: Option<u32>,
     travels: bool,
@@ -58,6 +60,7 @@ fn profile(level: u32) -> Profile {
         num_days: 3,
         good_percent: 12,
         is_tiered_daily: false,
+        min_plans_per_right: 4,
         slack_percent: None,
         travels: false,
         has_decoys: false,
@@ -69,6 +72,7 @@ fn profile(level: u32) -> Profile {
         num_restaurants: 5,
         num_attractions: 4,
         good_percent: 6,
+        min_plans_per_right: 10,
         ..small
     };
     match level {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Profile;
 use super::date::Date;
-use super::optimum::cheapest_plan;
+use super::optimum::{cheapest_plan, count_plans};
 use crate::agent::names::Names;
 use crate::draw::Draw;
 
@@ -139,6 +139,13 @@ pub(super) fn draw_world(profile: &Profile, draw: &mut Draw) -> Option<World> {
     world.outages.sort_unstable();
     world.outages.dedup();
     let (optimum, _) = cheapest_plan(&world)?;
+    if profile.slack_percent.is_none() {
+        // A world where most plans are right asks for no look at prices.
+        let (num_kept, num_plans) = count_plans(&world)?;
+        if num_kept * profile.min_plans_per_right > num_plans {
+            return None;
+        }
+    }
     world.request.budget = profile
         .slack_percent
         .map(|slack| optimum * (100 + slack) / 100);
