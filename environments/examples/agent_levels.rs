@@ -6,7 +6,7 @@ use environments::agent::measured::{desk_tables, trip_table};
 
 fn main() {
     let seeds = std::env::args().nth(1).and_then(|seeds| seeds.parse().ok());
-    let seeds = seeds.unwrap_or(100);
+    let seeds = seeds.unwrap_or(1000);
     println!("trip_planner\n{}", trip_table(seeds));
     println!("order_desk\n{}", desk_tables(seeds));
 }

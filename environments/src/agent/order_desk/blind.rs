@@ -120,7 +120,7 @@ fn random_call(gold: &Gold, draw: &mut Draw) -> (String, Value) {
 /// Means over the training tasks of `num_seeds` seeds, as two Markdown tables.
 pub(in crate::agent) fn measured_rows(num_seeds: u32) -> String {
     let mut levels = String::from(
-        "| level | calls of a solver, mean | least | turns | clauses | of them matter | parts | refused |\n\
+        "| level | parts | clauses | calls of a solver, mean | least | turns | parts refused | clauses cited |\n\
          |---|---|---|---|---|---|---|---|\n",
     );
     let mut earned = String::from(
@@ -155,14 +155,14 @@ pub(in crate::agent) fn measured_rows(num_seeds: u32) -> String {
         }
         let per_task = |sum: usize| sum as f64 / f64::from(num_seeds);
         levels += &format!(
-            "| {level} | {:.1} | {} | {:.1} | {} | {:.2} | {} | {:.2} |\n",
+            "| {level} | {} | {} | {:.1} | {} | {:.1} | {:.2} | {:.2} |\n",
+            profile.num_parts,
+            profile.clauses().len(),
             per_task(calls.iter().sum()),
             calls.iter().min().expect("a task"),
             per_task(turns),
-            profile.clauses().len(),
-            per_task(cited),
-            profile.num_parts,
             per_task(num_refused),
+            per_task(cited),
         );
         let rewards = rewards.map(|sum| format!("{:.3}", sum / f64::from(num_seeds)));
         earned += &format!("| {level} | {} |\n", rewards.join(" | "));

@@ -78,7 +78,7 @@ pub(super) enum LineState {
 /// A change of the database: the call of a tool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "tool", rename_all = "snake_case")]
-pub(super) enum Change {
+pub(super) enum Edit {
     CancelOrder {
         order_id: String,
     },
@@ -97,14 +97,14 @@ pub(super) enum Change {
     },
 }
 
-impl Change {
+impl Edit {
     /// The order that it changes.
     pub(super) fn order_id(&self) -> &str {
         match self {
-            Change::CancelOrder { order_id }
-            | Change::RefundItem { order_id, .. }
-            | Change::ChangeAddress { order_id, .. }
-            | Change::ExchangeItem { order_id, .. } => order_id,
+            Edit::CancelOrder { order_id }
+            | Edit::RefundItem { order_id, .. }
+            | Edit::ChangeAddress { order_id, .. }
+            | Edit::ExchangeItem { order_id, .. } => order_id,
         }
     }
 }
@@ -127,21 +127,21 @@ impl Db {
     ///
     /// # Errors
     /// Why it can't be made, for the policy.
-    pub(super) fn apply(&mut self, change: &Change) -> Result<(), String> {
+    pub(super) fn apply(&mut self, change: &Edit) -> Result<(), String> {
         let unknown = || format!("there is no order {}", shown(change.order_id()));
         let order = self.orders.get_mut(change.order_id()).ok_or_else(unknown)?;
         match change {
-            Change::CancelOrder { order_id } => {
+            Edit::CancelOrder { order_id } => {
                 if order.status == Status::Cancelled {
                     return Err(format!("order {order_id} is cancelled already"));
                 }
                 order.status = Status::Cancelled;
             }
-            Change::RefundItem { item_id, .. } => {
+            Edit::RefundItem { item_id, .. } => {
                 kept_line(order, item_id)?.state = LineState::Refunded;
             }
-            Change::ChangeAddress { address, .. } => order.address.clone_from(address),
-            Change::ExchangeItem {
+            Edit::ChangeAddress { address, .. } => order.address.clone_from(address),
+            Edit::ExchangeItem {
                 item_id,
                 new_item_id,
                 ..

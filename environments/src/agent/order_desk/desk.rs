@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::db::{Change, Db, shown};
+use super::db::{Db, Edit, shown};
 use super::policy::{Decision, Ticket, decide};
 use crate::session::{Called, Session};
 use crate::tool::{ToolDef, ToolOutput};
@@ -142,7 +142,7 @@ impl Desk {
     fn change(&mut self, tool: &str, arguments: &Map<String, Value>) -> Result<Value, String> {
         let mut tagged = arguments.clone();
         tagged.insert("tool".to_string(), json!(tool));
-        let change: Change =
+        let change: Edit =
             serde_json::from_value(Value::Object(tagged)).map_err(|error| error.to_string())?;
         self.db.apply(&change)?;
         Ok(json!({"done": true}))

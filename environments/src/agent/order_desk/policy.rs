@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::db::{Change, Db, Order, Status, Tier};
+use super::db::{Db, Edit, Order, Status, Tier};
 
 /// Most that one ticket may refund.
 pub(super) const MAX_REFUND: u32 = 300;
@@ -100,12 +100,12 @@ pub(super) struct Ticket {
 /// What becomes of a part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Decision {
-    Do(Change),
+    Do(Edit),
     Refuse(Clause),
 }
 
 /// Finds what `wish` is about; `None` where there is no such thing.
-pub(super) fn change_of(db: &Db, customer_id: &str, wish: &Wish) -> Option<Change> {
+pub(super) fn change_of(db: &Db, customer_id: &str, wish: &Wish) -> Option<Edit> {
     let item_id = db.item_id(&wish.item.0, &wish.item.1)?;
     let holds = |order: &&Order| order.lines.iter().any(|line| line.item_id == *item_id);
     let order_id = match &wish.order_id {
@@ -119,13 +119,13 @@ pub(super) fn change_of(db: &Db, customer_id: &str, wish: &Wish) -> Option<Chang
     };
     let (order_id, item_id) = (order_id.clone(), item_id.clone());
     Some(match &wish.kind {
-        WishKind::Cancel => Change::CancelOrder { order_id },
-        WishKind::Refund => Change::RefundItem { order_id, item_id },
-        WishKind::Address(address) => Change::ChangeAddress {
+        WishKind::Cancel => Edit::CancelOrder { order_id },
+        WishKind::Refund => Edit::RefundItem { order_id, item_id },
+        WishKind::Address(address) => Edit::ChangeAddress {
             order_id,
             address: address.clone(),
         },
-        WishKind::Exchange(product, variant) => Change::ExchangeItem {
+        WishKind::Exchange(product, variant) => Edit::ExchangeItem {
             order_id,
             item_id,
             new_item_id: db.item_id(product, variant)?.clone(),
@@ -138,7 +138,7 @@ pub(super) fn change_of(db: &Db, customer_id: &str, wish: &Wish) -> Option<Chang
 pub(super) fn judged(
     db: &Db,
     customer_id: &str,
-    change: &Change,
+    change: &Edit,
     refunded: u32,
 ) -> Option<(Option<Clause>, u32)> {
     let customer = db.customers.get(customer_id)?;
@@ -156,7 +156,7 @@ pub(super) fn judged(
     let line_of = |item_id: &str| order.lines.iter().find(|line| line.item_id == item_id);
     let mut refund = 0;
     match change {
-        Change::CancelOrder { .. } => {
+        Edit::CancelOrder { .. } => {
             let days_to_cancel = if is_gold { 7 } else { 3 };
             kept.push((Clause::CancelPending, order.status == Status::Pending));
             kept.push((
@@ -164,18 +164,18 @@ pub(super) fn judged(
                 order.placed_days_ago <= days_to_cancel,
             ));
         }
-        Change::RefundItem { item_id, .. } => {
+        Edit::RefundItem { item_id, .. } => {
             let line = line_of(item_id)?;
             refund = line.paid;
             kept.push((Clause::ReturnWindow, is_returnable));
             kept.push((Clause::FinalSale, !line.final_sale));
             kept.push((Clause::RefundLimit, refunded + line.paid <= MAX_REFUND));
         }
-        Change::ChangeAddress { address, .. } => {
+        Edit::ChangeAddress { address, .. } => {
             let is_known = customer.addresses.contains(address);
             kept.push((Clause::Address, order.status == Status::Pending && is_known));
         }
-        Change::ExchangeItem {
+        Edit::ExchangeItem {
             item_id,
             new_item_id,
             ..
@@ -200,14 +200,14 @@ pub(super) fn judged(
 pub(super) fn decide(db: &mut Db, ticket: &Ticket) -> Option<Vec<Decision>> {
     let customer_id = db.customer(&ticket.email)?.0.clone();
     // What the words mean is settled before anything changes.
-    let meant = |part: &Part| -> Option<Vec<Change>> {
+    let meant = |part: &Part| -> Option<Vec<Edit>> {
         let wishes = [Some(&part.wish), part.fallback.as_ref()];
         let changes = wishes.into_iter().flatten();
         changes
             .map(|wish| change_of(db, &customer_id, wish))
             .collect()
     };
-    let parts: Vec<Vec<Change>> = ticket.parts.iter().map(meant).collect::<Option<_>>()?;
+    let parts: Vec<Vec<Edit>> = ticket.parts.iter().map(meant).collect::<Option<_>>()?;
     let mut refunded = 0;
     let mut decisions = Vec::new();
     for changes in parts {

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::db::{Change, Customer, Db, Item, Order};
+use super::db::{Customer, Db, Edit, Item, Order};
 use super::desk::{Desk, Refusal, refusals};
 use super::policy::{Decision, Ticket, WishKind, decide};
 use crate::session::{Called, Session};
@@ -38,7 +38,7 @@ pub(super) fn solve(db: &Db, ticket: &Ticket) -> Option<Vec<Vec<ToolCall>>> {
 }
 
 /// Tool and arguments that make `change`.
-pub(super) fn call_of(change: &Change) -> Option<(String, Value)> {
+pub(super) fn call_of(change: &Edit) -> Option<(String, Value)> {
     let mut arguments = json!(change);
     let tool = arguments.as_object_mut()?.remove("tool")?;
     Some((tool.as_str()?.to_string(), arguments))
@@ -83,7 +83,7 @@ impl Solver {
         let mut products = BTreeSet::new();
         for wish in wishes() {
             if let WishKind::Exchange(product, _) = &wish.kind {
-                products.extend([product.clone(), wish.item.0.clone()]);
+                products.insert(product.clone());
             }
         }
         let asks: Vec<(String, Value)> = orders
@@ -99,8 +99,8 @@ impl Solver {
         for id in orders {
             let row = told.next()?;
             for line in row["lines"].as_array()? {
-                // What an item costs now and whether there is one matters for exchanges alone, whose products
-                // are listed below.
+                // What an item costs now and whether there is one matters for the new item of an exchange alone,
+                // whose product is listed below.
                 let item = Item {
                     product: line["product"].as_str()?.to_string(),
                     variant: line["variant"].as_str()?.to_string(),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::blind::Blind;
-use super::db::{Change, Customer, Db, Item, Line, LineState, Order, Status, Tier};
+use super::db::{Customer, Db, Edit, Item, Line, LineState, Order, Status, Tier};
 use super::desk::Desk;
 use super::policy::{Clause, Decision, Ticket, change_of, decide, judged};
 use super::solver::call_of;
@@ -76,28 +76,28 @@ fn shop() -> Db {
     }
 }
 
-fn cancel() -> Change {
-    Change::CancelOrder {
+fn cancel() -> Edit {
+    Edit::CancelOrder {
         order_id: "W1".to_string(),
     }
 }
 
-fn refund() -> Change {
-    Change::RefundItem {
+fn refund() -> Edit {
+    Edit::RefundItem {
         order_id: "W1".to_string(),
         item_id: "I1".to_string(),
     }
 }
 
-fn readdress(address: &str) -> Change {
-    Change::ChangeAddress {
+fn readdress(address: &str) -> Edit {
+    Edit::ChangeAddress {
         order_id: "W1".to_string(),
         address: address.to_string(),
     }
 }
 
-fn exchange(new: &str) -> Change {
-    Change::ExchangeItem {
+fn exchange(new: &str) -> Edit {
+    Edit::ExchangeItem {
         order_id: "W1".to_string(),
         item_id: "I1".to_string(),
         new_item_id: new.to_string(),
@@ -105,7 +105,7 @@ fn exchange(new: &str) -> Change {
 }
 
 /// The clause against `change` in a shop after `set`.
-fn against(change: &Change, set: impl Fn(&mut Customer, &mut Order)) -> Option<Clause> {
+fn against(change: &Edit, set: impl Fn(&mut Customer, &mut Order)) -> Option<Clause> {
     let mut db = shop();
     let customer = db.customers.get_mut("C1").expect("C1");
     set(customer, db.orders.get_mut("W1").expect("W1"));
@@ -273,7 +273,7 @@ fn decisions_agree_with_a_second_reading_of_the_clauses() {
                 }] += 1;
                 assert_eq!(Some(&decision), expected.as_ref(), "{part:?}");
                 if let Decision::Do(change) = decision {
-                    if let Change::RefundItem { order_id, item_id } = &change {
+                    if let Edit::RefundItem { order_id, item_id } = &change {
                         let lines = &now.orders[order_id].lines;
                         let line = lines.iter().find(|line| line.item_id == *item_id);
                         refunded += u64::from(line.expect("a line").paid);

@@ -40,7 +40,7 @@ fn small_worlds(change: impl Fn(&mut Profile)) -> impl Iterator<Item = World> {
 }
 
 /// Every structurally valid plan with the places it names.
-fn all_plans<'a>(world: &'a World) -> Vec<Vec<(Day, usize, [usize; 4])>> {
+fn all_plans(world: &World) -> Vec<Vec<(Day, usize, [usize; 4])>> {
     let mut plans: Vec<Vec<(Day, usize, [usize; 4])>> = vec![Vec::new()];
     for day in 0..world.request.num_days {
         let mut longer = Vec::new();
