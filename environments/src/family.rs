@@ -10,6 +10,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::agent::{lookup, order_desk, trip_planner};
 use crate::arithmetic::{compare, countdown, gcd, products, sums};
 use crate::draw::{Draw, Purpose};
 use crate::instance::{Domain, Instance, TaskFamily, split_of};
@@ -33,6 +34,12 @@ pub enum Family {
     Gcd,
     /// Reach a target from given numbers.
     Countdown,
+    /// Plan a trip from what tools tell.
+    TripPlanner,
+    /// Work a shop's ticket by its policy.
+    OrderDesk,
+    /// Look a key up.
+    Lookup,
 }
 
 /// A name that no task family has.
@@ -45,12 +52,15 @@ pub struct UnknownFamily {
 
 impl Family {
     /// Every family.
-    pub const ALL: [Family; 5] = [
+    pub const ALL: [Family; 8] = [
         Family::Sums,
         Family::Products,
         Family::Compare,
         Family::Gcd,
         Family::Countdown,
+        Family::TripPlanner,
+        Family::OrderDesk,
+        Family::Lookup,
     ];
 
     /// What the family does: the only place that knows which file implements it.
@@ -61,6 +71,9 @@ impl Family {
             Family::Compare => &compare::Compare,
             Family::Gcd => &gcd::Gcd,
             Family::Countdown => &countdown::Countdown,
+            Family::TripPlanner => &trip_planner::TripPlanner,
+            Family::OrderDesk => &order_desk::OrderDesk,
+            Family::Lookup => &lookup::Lookup,
         }
     }
 

@@ -8,6 +8,7 @@
 //! [`baselines`] measures what answers without any skill earn. `docs/environments.md` has the level
 //! tables and the steps for adding a family.
 
+pub mod agent;
 mod arithmetic;
 pub mod baselines;
 mod committed;
