@@ -238,6 +238,14 @@ impl<'a> Driver<'a> {
         self.engine.set_policy_version(version);
     }
 
+    /// Gives the samples of a prompt other episodes.
+    #[cfg(test)]
+    pub(super) fn replace_places(&mut self, prompt: u64, make: &dyn Fn() -> Place) {
+        let playing = self.prompts.get_mut(&prompt).expect("it is at work");
+        let players = playing.players.iter_mut();
+        players.for_each(|player| player.place = Some(make()));
+    }
+
     /// Whose the sample of a request is.
     fn owner(&self, request: u64, sample: usize) -> PlayerId {
         let owner = self.segments.get(&request).copied();
