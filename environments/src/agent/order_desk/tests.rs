@@ -13,7 +13,7 @@ use super::{Gold, OrderDesk, profile};
 use crate::draw::{Draw, Purpose};
 use crate::instance::TaskFamily;
 use crate::session::{Called, Session};
-use crate::{Family, FamilyKey, Split, Task, Verdict};
+use crate::{AssistantTurn, Episode, Family, FamilyKey, Next, Split, Task, ToolCall, Verdict};
 
 fn key(level: u32, seed: u64) -> FamilyKey {
     FamilyKey {
@@ -409,11 +409,11 @@ fn work_without_the_policy_earns_next_to_nothing() {
     for level in OrderDesk.levels() {
         let profile = profile(level);
         let mut rewards = [0.0; Blind::ALL.len()];
-        for seed in 0..200 {
+        for seed in 0..100 {
             let gold = gold_of(&task(level, seed));
             for (attempt, (blind, sum)) in (1..).zip(Blind::ALL.iter().zip(&mut rewards)) {
                 let mut draw = Draw::new(Purpose::Baseline, &key(level, seed), attempt);
-                *sum += blind.reward(&profile, &gold, &mut draw) / 200.0;
+                *sum += blind.reward(&profile, &gold, &mut draw) / 100.0;
             }
         }
         // A coin for each of two parts and one of four clauses is right 1 time in 16.
@@ -480,4 +480,34 @@ fn errors_say_what_is_wrong_and_change_nothing() {
         db.apply(&exchange("I4")),
         Err("item I1 is refunded already".to_string())
     );
+}
+
+#[test]
+fn sessions_of_one_task_share_nothing() {
+    let task = task(4, 2);
+    let gold = gold_of(&task);
+    let order_id = gold.db.orders.keys().next().expect("an order");
+    let meddle = ToolCall {
+        id: "0".to_string(),
+        name: "change_address".to_string(),
+        arguments: json!({"order_id": order_id, "address": "9 Z Street"}).to_string(),
+    };
+    let turn = |calls: &[ToolCall]| AssistantTurn {
+        content: String::new(),
+        calls: calls.to_vec(),
+    };
+    let mut episodes: Vec<Episode> = (0..300)
+        .map(|_| Episode::open(&task).expect("a session"))
+        .collect();
+    let meddled = episodes[7].step(&turn(&[meddle])).expect("no fault");
+    assert!(matches!(meddled, Next::Tools(_)));
+    for calls in &task.witness {
+        for episode in &mut episodes {
+            episode.step(&turn(calls)).expect("no fault");
+        }
+    }
+    for (index, episode) in episodes.iter_mut().enumerate() {
+        let reward = if index == 7 { 0.0 } else { 1.0 };
+        assert_eq!(episode.grade().reward(), Some(reward), "{index}");
+    }
 }
