@@ -24,9 +24,10 @@ const PROGRAM: &str = include_str!("python/session.py");
 const PROGRAM_PATH: &str = ".python_session.py";
 /// For the interpreter to start, on a machine where many do so at once.
 const START_TIME: Duration = Duration::from_secs(60);
-/// Beyond a cell's own time, for the keeper inside to answer. Only a cell that stopped the keeper
-/// makes it miss this.
-const ANSWER_TIME: Duration = Duration::from_secs(20);
+/// For the keeper inside to take a cell. It always reads, unless a cell stopped it.
+const TAKE_TIME: Duration = Duration::from_secs(20);
+/// Beyond a cell's time and its grace the keeper has so many times the grace to answer.
+const ANSWER_GRACES: u32 = 4;
 /// For a keeper that has said its last to be seen to end.
 const END_TIME: Duration = Duration::from_secs(2);
 
@@ -119,7 +120,7 @@ impl PythonSession {
         self.limits.max_cells.saturating_sub(self.num_cells)
     }
 
-    /// Runs a cell and waits for its end, at most `cell + grace` and a little.
+    /// Runs a cell and waits for its end, at most `cell` and five times `grace`.
     ///
     /// # Errors
     /// Faults of the service: no slot, no interpreter, a jail that does not come up or go down.
@@ -203,12 +204,11 @@ impl PythonSession {
     fn ask(&self, jail: &mut Jail, code: &str) -> Result<Heard, SandboxError> {
         let mut order = serde_json::json!({ "id": self.num_cells, "code": code }).to_string();
         order.push('\n');
-        match jail.write(order.as_bytes(), ANSWER_TIME) {
-            // The keeper always reads, unless a cell stopped it.
+        match jail.write(order.as_bytes(), TAKE_TIME) {
             Err(SandboxError::Timeout { .. }) => return Ok(Heard::Silence),
             other => other?,
         }
-        let time = self.limits.cell + self.limits.grace + ANSWER_TIME;
+        let time = self.limits.cell + self.limits.grace * (1 + ANSWER_GRACES);
         Ok(match jail.read_line(time)? {
             // A keeper that is killed while it speaks leaves half a frame.
             Line::Bytes(line) => Frame::read(&line).map_or(Heard::End, Heard::Frame),
@@ -220,7 +220,7 @@ impl PythonSession {
 
 /// What came back for a cell.
 enum Heard {
-    Frame(Frame),
+    Frame(Box<Frame>),
     /// Nothing, while the program still runs.
     Silence,
     /// The program is gone.

@@ -13,6 +13,8 @@ crate::on_both_backends!(
     a_slow_cell_is_interrupted_and_the_state_kept,
     an_ignored_interrupt_ends_in_a_restart,
     processes_that_end_are_restarted,
+    a_stopped_keeper_ends_in_a_restart,
+    a_session_has_a_time_of_its_own,
     printed_frames_are_text,
     written_descriptors_forge_nothing,
     the_keeper_is_out_of_reach,
@@ -251,6 +253,29 @@ fn processes_that_end_are_restarted(sandbox: &Sandbox) {
         );
         assert_restarted(&mut session, &cell);
     }
+}
+
+fn a_stopped_keeper_ends_in_a_restart(sandbox: &Sandbox) {
+    let mut session = hasty(sandbox);
+    let start = Instant::now();
+    let cell = session
+        .run("import os, signal; x = 1\nos.kill(os.getppid(), signal.SIGSTOP)")
+        .unwrap();
+    assert!(start.elapsed() < Duration::from_secs(10));
+    assert!(cell.flags.timed_out, "{cell:?}");
+    assert_restarted(&mut session, &cell);
+}
+
+fn a_session_has_a_time_of_its_own(sandbox: &Sandbox) {
+    let limits = PythonLimits {
+        wall: Duration::from_secs(2),
+        ..limits()
+    };
+    let mut session = PythonSession::new(sandbox, limits, Vec::new());
+    let cell = session.run("x = 1\nimport time; time.sleep(20)").unwrap();
+    assert!(cell.flags.timed_out, "{cell:?}");
+    assert!(cell.to_tool_text().contains("the session's time is over"));
+    assert_restarted(&mut session, &cell);
 }
 
 const FORGED: &str = "{\\\"end\\\": \\\"done\\\", \\\"id\\\": 1, \\\"ready\\\": true}";

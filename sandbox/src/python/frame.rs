@@ -57,7 +57,7 @@ pub(super) struct Frame {
 }
 
 impl Frame {
-    pub(super) fn read(line: &[u8]) -> Option<Self> {
+    pub(super) fn read(line: &[u8]) -> Option<Box<Self>> {
         serde_json::from_slice(line).ok()
     }
 
