@@ -430,7 +430,7 @@ fn memory_is_bounded(sandbox: &Sandbox) {
     let mut session = session(sandbox);
     session.run("x = 1").unwrap();
     let cell = session
-        .run("held = []\nfor i in range(64): held.append(bytearray(b'x') * (16 << 20))\nprint('ESCAPED')")
+        .run("def hold():\n    held = []\n    for i in range(64): held.append(bytearray(b'x') * (16 << 20))\n    print('ESCAPED')\nhold()")
         .unwrap();
     assert!(cell.flags.out_of_memory, "{cell:?}");
     assert!(cell.to_tool_text().contains("emory"), "{cell:?}");
@@ -438,7 +438,8 @@ fn memory_is_bounded(sandbox: &Sandbox) {
     if cell.flags.restarted {
         assert_restarted(&mut session, &cell);
     } else {
-        assert_eq!(session.run("held = None; x").unwrap().result.unwrap(), "1");
+        let cell = session.run("x").unwrap();
+        assert_eq!(cell.result.as_deref(), Some("1"), "{cell:?}");
     }
 }
 

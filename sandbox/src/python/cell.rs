@@ -84,7 +84,10 @@ impl Cell {
                 out_of_memory: jail.out_of_memory,
                 ..CellFlags::default()
             },
-            notice: Some(death(status, jail)),
+            notice: Some(format!(
+                "{}; whether this cell ran to its end is not known",
+                death(status, jail)
+            )),
             ..Self::default()
         }
     }
