@@ -1,15 +1,18 @@
-//! `baleen-sandbox bench`: what a jail costs, and whether many at once leave anything behind.
+//! `baleen-sandbox bench`: what a jail and a Python session cost, and whether many at once leave
+//! anything behind.
 
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::SandboxError;
+use crate::python::{PythonLimits, PythonSession};
 use crate::sandbox::Sandbox;
 use crate::spec::JailSpec;
 
 const NUM_RUNS: usize = 100;
 const NUM_AT_ONCE: usize = 200;
+const NUM_SESSIONS_AT_ONCE: usize = 30;
 
 /// What may leak.
 #[derive(Debug, PartialEq, Eq)]
@@ -51,6 +54,60 @@ fn percentile(sorted: &[Duration], share: f64) -> f64 {
     sorted[index.min(sorted.len() - 1)].as_secs_f64() * 1e3
 }
 
+fn print_times(name: &str, what: &str, mut times: Vec<Duration>) {
+    times.sort();
+    println!(
+        "{name:<20} {} runs, {what}: p50 {:.1} ms, p95 {:.1} ms",
+        times.len(),
+        percentile(&times, 0.5),
+        percentile(&times, 0.95)
+    );
+}
+
+/// The first cell starts the jail and the interpreter.
+fn bench_python(sandbox: &Sandbox) -> Result<(), SandboxError> {
+    let new = || PythonSession::new(sandbox, PythonLimits::default(), Vec::new());
+    let (mut first, mut later, mut ends) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..NUM_RUNS {
+        let mut session = new();
+        for number in 0..10 {
+            let start = Instant::now();
+            session.run("sum(i * i for i in range(100))")?;
+            let times = if number == 0 { &mut first } else { &mut later };
+            times.push(start.elapsed());
+        }
+        let start = Instant::now();
+        session.stop()?;
+        ends.push(start.elapsed());
+    }
+    print_times("Python session", "first cell", first);
+    print_times("Python session", "later cells", later);
+    print_times("Python session", "end", ends);
+    let start = Instant::now();
+    let mut sessions: Vec<_> = (0..NUM_SESSIONS_AT_ONCE).map(|_| new()).collect();
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let run = |session: &mut PythonSession| session.run("1 + 1").map(|_| ());
+        let threads = sessions
+            .iter_mut()
+            .map(|session| scope.spawn(move || run(session)));
+        let threads: Vec<_> = threads.collect();
+        threads
+            .into_iter()
+            .map(std::thread::ScopedJoinHandle::join)
+            .collect()
+    });
+    let up = start.elapsed();
+    let num_up = results
+        .iter()
+        .filter(|joined| matches!(joined, Ok(Ok(()))))
+        .count();
+    println!(
+        "{num_up} Python sessions at once: first cells done in {:.2} s",
+        up.as_secs_f64()
+    );
+    Ok(())
+}
+
 /// Prints the measurements.
 ///
 /// # Errors
@@ -69,14 +126,9 @@ pub fn bench(sandbox: &Sandbox) -> Result<bool, SandboxError> {
             sandbox.run(&spec, &[], &[], &[])?;
             times.push(start.elapsed());
         }
-        times.sort();
-        println!(
-            "{:<20} {NUM_RUNS} runs, from order to torn down: p50 {:.1} ms, p95 {:.1} ms",
-            command[0],
-            percentile(&times, 0.5),
-            percentile(&times, 0.95)
-        );
+        print_times(command[0], "from order to torn down", times);
     }
+    bench_python(sandbox)?;
     let before = Held::now();
     let start = Instant::now();
     let jails = (0..NUM_AT_ONCE)

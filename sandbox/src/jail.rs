@@ -245,6 +245,15 @@ impl Jail {
         self.tear_down()
     }
 
+    /// Waits at most `time` for the program's end, so that [`Jail::end`] tells its own.
+    pub(crate) fn await_end(&mut self, time: Duration) -> Result<(), SandboxError> {
+        let until = Instant::now() + time;
+        while self.is_running() && Instant::now() < until {
+            self.turn(until, &mut &[][..])?;
+        }
+        Ok(())
+    }
+
     /// Kills everything inside and waits until it is gone.
     ///
     /// # Errors

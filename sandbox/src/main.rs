@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use sandbox::{Sandbox, SandboxError, bench, doctor, find_launcher, run_stage};
 
 const USAGE: &str = "usage: baleen-sandbox doctor   what this machine offers and what to change
-       baleen-sandbox bench    time of a jail, and a check that 200 at once leave nothing";
+       baleen-sandbox bench    time of a jail and of Python cells, and a check that 200 at once leave nothing";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

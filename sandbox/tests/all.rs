@@ -9,5 +9,6 @@ mod limits;
 mod network;
 mod privileges;
 mod processes;
+mod python;
 mod runs;
 mod support;

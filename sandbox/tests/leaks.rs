@@ -4,7 +4,7 @@
 
 mod support;
 
-use sandbox::{Backend, End, Jail};
+use sandbox::{Backend, End, Jail, PythonLimits, PythonSession};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use support::{Variant, open, shell};
@@ -39,10 +39,11 @@ fn harness_to_be_killed() {
     std::thread::sleep(Duration::from_secs(60));
 }
 
-/// One test, so that the two parts do not run side by side.
+/// One test, so that its parts do not run side by side.
 #[test]
 fn nothing_is_left_behind() {
     many_at_once_leave_nothing();
+    python_sessions_leave_nothing();
     a_killed_harness_takes_its_jails_along();
 }
 
@@ -110,6 +111,35 @@ fn many_at_once_leave_nothing() {
         assert_eq!(held(), before);
         let own = std::process::id();
         let children = support::host_processes_below(own);
+        assert_eq!(children, Vec::<u32>::new());
+    }
+}
+
+fn python_sessions_leave_nothing() {
+    let marker = format!("3000.{}", std::process::id());
+    let code =
+        format!("import subprocess\nsubprocess.Popen(['setsid', 'sleep', '{marker}'])\nNone");
+    let variants = [Backend::Full, Backend::Lite].map(|backend| Variant {
+        backend,
+        cgroups: false,
+    });
+    for sandbox in variants.into_iter().filter_map(open) {
+        let before = held();
+        let mut sessions: Vec<_> = (0..8)
+            .map(|_| PythonSession::new(&sandbox, PythonLimits::default(), Vec::new()))
+            .collect();
+        for session in &mut sessions {
+            assert!(session.run(&code).unwrap().is_success());
+        }
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while support::host_processes_with(&marker).len() < 8 {
+            assert!(Instant::now() < deadline, "the processes never came up");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        drop(sessions);
+        assert_eq!(support::host_processes_with(&marker), Vec::<i32>::new());
+        assert_eq!(held(), before);
+        let children = support::host_processes_below(std::process::id());
         assert_eq!(children, Vec::<u32>::new());
     }
 }
