@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::arithmetic::{compare, countdown, gcd, products, sums};
 use crate::draw::{Draw, Purpose};
 use crate::instance::{Domain, Instance, TaskFamily, split_of};
+use crate::logic::{colouring, cryptarithm, knights, mines, sat, sokoban, sudoku, zebra};
 use crate::task::{FamilyKey, Task, Verifier};
 
 /// Attempts before a draw gives up. Of any level at least 1 draw in 100 lands in either split, so that
@@ -33,6 +34,22 @@ pub enum Family {
     Gcd,
     /// Reach a target from given numbers.
     Countdown,
+    /// Fill a square with digits.
+    Sudoku,
+    /// Who lives in which house.
+    Zebra,
+    /// Who is a knight, who a knave.
+    Knights,
+    /// Satisfy all clauses.
+    Sat,
+    /// Colour a graph.
+    Colouring,
+    /// Letters that stand for digits.
+    Cryptarithm,
+    /// Push boxes onto goals.
+    Sokoban,
+    /// What the numbers of a minefield prove.
+    Mines,
 }
 
 /// A name that no task family has.
@@ -45,12 +62,20 @@ pub struct UnknownFamily {
 
 impl Family {
     /// Every family.
-    pub const ALL: [Family; 5] = [
+    pub const ALL: [Family; 13] = [
         Family::Sums,
         Family::Products,
         Family::Compare,
         Family::Gcd,
         Family::Countdown,
+        Family::Sudoku,
+        Family::Zebra,
+        Family::Knights,
+        Family::Sat,
+        Family::Colouring,
+        Family::Cryptarithm,
+        Family::Sokoban,
+        Family::Mines,
     ];
 
     /// What the family does: the only place that knows which file implements it.
@@ -61,6 +86,14 @@ impl Family {
             Family::Compare => &compare::Compare,
             Family::Gcd => &gcd::Gcd,
             Family::Countdown => &countdown::Countdown,
+            Family::Sudoku => &sudoku::Sudoku,
+            Family::Zebra => &zebra::Zebra,
+            Family::Knights => &knights::Knights,
+            Family::Sat => &sat::Sat,
+            Family::Colouring => &colouring::Colouring,
+            Family::Cryptarithm => &cryptarithm::Cryptarithm,
+            Family::Sokoban => &sokoban::Sokoban,
+            Family::Mines => &mines::Mines,
         }
     }
 
