@@ -113,6 +113,8 @@ mod tests {
         (
             include_str!("../../docs/families/agent.md"),
             &[Family::TripPlanner, Family::OrderDesk, Family::Lookup],
+            include_str!("../../docs/families/logic.md"),
+            &crate::logic::levels::FAMILIES,
         ),
     ];
 

@@ -14,6 +14,7 @@ use crate::agent::{lookup, order_desk, trip_planner};
 use crate::arithmetic::{compare, countdown, gcd, products, sums};
 use crate::draw::{Draw, Purpose};
 use crate::instance::{Domain, Instance, TaskFamily, split_of};
+use crate::logic::{colouring, cryptarithm, knights, mines, sat, sokoban, sudoku, zebra};
 use crate::task::{FamilyKey, Task, Verifier};
 
 /// Attempts before a draw gives up. Of any level at least 1 draw in 100 lands in either split, so that
@@ -40,6 +41,22 @@ pub enum Family {
     OrderDesk,
     /// Look a key up.
     Lookup,
+    /// Fill a square with digits.
+    Sudoku,
+    /// Who lives in which house.
+    Zebra,
+    /// Who is a knight, who a knave.
+    Knights,
+    /// Satisfy all clauses.
+    Sat,
+    /// Colour a graph.
+    Colouring,
+    /// Letters that stand for digits.
+    Cryptarithm,
+    /// Push boxes onto goals.
+    Sokoban,
+    /// What the numbers of a minefield prove.
+    Mines,
 }
 
 /// A name that no task family has.
@@ -53,6 +70,7 @@ pub struct UnknownFamily {
 impl Family {
     /// Every family.
     pub const ALL: [Family; 8] = [
+    pub const ALL: [Family; 13] = [
         Family::Sums,
         Family::Products,
         Family::Compare,
@@ -61,6 +79,14 @@ impl Family {
         Family::TripPlanner,
         Family::OrderDesk,
         Family::Lookup,
+        Family::Sudoku,
+        Family::Zebra,
+        Family::Knights,
+        Family::Sat,
+        Family::Colouring,
+        Family::Cryptarithm,
+        Family::Sokoban,
+        Family::Mines,
     ];
 
     /// What the family does: the only place that knows which file implements it.
@@ -74,6 +100,14 @@ impl Family {
             Family::TripPlanner => &trip_planner::TripPlanner,
             Family::OrderDesk => &order_desk::OrderDesk,
             Family::Lookup => &lookup::Lookup,
+            Family::Sudoku => &sudoku::Sudoku,
+            Family::Zebra => &zebra::Zebra,
+            Family::Knights => &knights::Knights,
+            Family::Sat => &sat::Sat,
+            Family::Colouring => &colouring::Colouring,
+            Family::Cryptarithm => &cryptarithm::Cryptarithm,
+            Family::Sokoban => &sokoban::Sokoban,
+            Family::Mines => &mines::Mines,
         }
     }
 

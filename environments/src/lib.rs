@@ -19,6 +19,7 @@ pub mod episode;
 pub mod family;
 mod instance;
 mod integer_answer;
+pub mod logic;
 mod sandboxed;
 pub mod session;
 pub mod task;
