@@ -99,16 +99,31 @@ mod tests {
     use super::*;
 
     /// Every page with a table, and whose.
-    const PAGES: [(&str, &[Family]); 1] = [(
-        include_str!("../../docs/environments.md"),
-        &[
-            Family::Sums,
-            Family::Products,
-            Family::Compare,
-            Family::Gcd,
-            Family::Countdown,
-        ],
-    )];
+    const PAGES: [(&str, &[Family]); 2] = [
+        (
+            include_str!("../../docs/environments.md"),
+            &[
+                Family::Sums,
+                Family::Products,
+                Family::Compare,
+                Family::Gcd,
+                Family::Countdown,
+            ],
+        ),
+        (
+            include_str!("../../docs/families/math.md"),
+            &[
+                Family::Congruences,
+                Family::Recurrences,
+                Family::LatticePaths,
+                Family::Partitions,
+                Family::Polynomials,
+                Family::MatrixInverse,
+                Family::Diophantine,
+                Family::WaitingTime,
+            ],
+        ),
+    ];
 
     #[test]
     fn answers_without_skill_earn_next_to_nothing() {

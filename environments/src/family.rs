@@ -13,6 +13,10 @@ use serde::{Deserialize, Serialize};
 use crate::arithmetic::{compare, countdown, gcd, products, sums};
 use crate::draw::{Draw, Purpose};
 use crate::instance::{Domain, Instance, TaskFamily, split_of};
+use crate::math::{
+    congruences, diophantine, lattice_paths, matrix_inverse, partitions, polynomials, recurrences,
+    waiting_time,
+};
 use crate::task::{FamilyKey, Task, Verifier};
 
 /// Attempts before a draw gives up. Of any level at least 1 draw in 100 lands in either split, so that
@@ -33,6 +37,22 @@ pub enum Family {
     Gcd,
     /// Reach a target from given numbers.
     Countdown,
+    /// Systems of congruences.
+    Congruences,
+    /// Linear recurrences modulo a prime.
+    Recurrences,
+    /// Lattice paths around blocked points.
+    LatticePaths,
+    /// Restricted partitions.
+    Partitions,
+    /// Products, compositions and roots of polynomials.
+    Polynomials,
+    /// Inverse of a matrix modulo a prime.
+    MatrixInverse,
+    /// Any integer solution of an equation.
+    Diophantine,
+    /// Expected steps of a Markov chain.
+    WaitingTime,
 }
 
 /// A name that no task family has.
@@ -45,12 +65,20 @@ pub struct UnknownFamily {
 
 impl Family {
     /// Every family.
-    pub const ALL: [Family; 5] = [
+    pub const ALL: [Family; 13] = [
         Family::Sums,
         Family::Products,
         Family::Compare,
         Family::Gcd,
         Family::Countdown,
+        Family::Congruences,
+        Family::Recurrences,
+        Family::LatticePaths,
+        Family::Partitions,
+        Family::Polynomials,
+        Family::MatrixInverse,
+        Family::Diophantine,
+        Family::WaitingTime,
     ];
 
     /// What the family does: the only place that knows which file implements it.
@@ -61,6 +89,14 @@ impl Family {
             Family::Compare => &compare::Compare,
             Family::Gcd => &gcd::Gcd,
             Family::Countdown => &countdown::Countdown,
+            Family::Congruences => &congruences::Congruences,
+            Family::Recurrences => &recurrences::Recurrences,
+            Family::LatticePaths => &lattice_paths::LatticePaths,
+            Family::Partitions => &partitions::Partitions,
+            Family::Polynomials => &polynomials::Polynomials,
+            Family::MatrixInverse => &matrix_inverse::MatrixInverse,
+            Family::Diophantine => &diophantine::Diophantine,
+            Family::WaitingTime => &waiting_time::WaitingTime,
         }
     }
 

@@ -160,6 +160,7 @@ fn the_gold_answer_is_what_the_arithmetic_question_asks() {
                 assert_eq!(numbers, gold, "{task:?}");
                 continue;
             }
+            other => panic!("{other} is not arithmetic"),
         };
         assert_eq!(gold, [expected], "{task:?}");
         assert!(expected >= 0);
