@@ -115,6 +115,17 @@ mod tests {
             &[Family::TripPlanner, Family::OrderDesk, Family::Lookup],
             include_str!("../../docs/families/logic.md"),
             &crate::logic::levels::FAMILIES,
+            include_str!("../../docs/families/math.md"),
+            &[
+                Family::Congruences,
+                Family::Recurrences,
+                Family::LatticePaths,
+                Family::Partitions,
+                Family::Polynomials,
+                Family::MatrixInverse,
+                Family::Diophantine,
+                Family::WaitingTime,
+            ],
         ),
     ];
 

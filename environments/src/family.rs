@@ -15,6 +15,10 @@ use crate::arithmetic::{compare, countdown, gcd, products, sums};
 use crate::draw::{Draw, Purpose};
 use crate::instance::{Domain, Instance, TaskFamily, split_of};
 use crate::logic::{colouring, cryptarithm, knights, mines, sat, sokoban, sudoku, zebra};
+use crate::math::{
+    congruences, diophantine, lattice_paths, matrix_inverse, partitions, polynomials, recurrences,
+    waiting_time,
+};
 use crate::task::{FamilyKey, Task, Verifier};
 
 /// Attempts before a draw gives up. Of any level at least 1 draw in 100 lands in either split, so that
@@ -57,6 +61,22 @@ pub enum Family {
     Sokoban,
     /// What the numbers of a minefield prove.
     Mines,
+    /// Systems of congruences.
+    Congruences,
+    /// Linear recurrences modulo a prime.
+    Recurrences,
+    /// Lattice paths around blocked points.
+    LatticePaths,
+    /// Restricted partitions.
+    Partitions,
+    /// Products, compositions and roots of polynomials.
+    Polynomials,
+    /// Inverse of a matrix modulo a prime.
+    MatrixInverse,
+    /// Any integer solution of an equation.
+    Diophantine,
+    /// Expected steps of a Markov chain.
+    WaitingTime,
 }
 
 /// A name that no task family has.
@@ -87,6 +107,14 @@ impl Family {
         Family::Cryptarithm,
         Family::Sokoban,
         Family::Mines,
+        Family::Congruences,
+        Family::Recurrences,
+        Family::LatticePaths,
+        Family::Partitions,
+        Family::Polynomials,
+        Family::MatrixInverse,
+        Family::Diophantine,
+        Family::WaitingTime,
     ];
 
     /// What the family does: the only place that knows which file implements it.
@@ -108,6 +136,14 @@ impl Family {
             Family::Cryptarithm => &cryptarithm::Cryptarithm,
             Family::Sokoban => &sokoban::Sokoban,
             Family::Mines => &mines::Mines,
+            Family::Congruences => &congruences::Congruences,
+            Family::Recurrences => &recurrences::Recurrences,
+            Family::LatticePaths => &lattice_paths::LatticePaths,
+            Family::Partitions => &partitions::Partitions,
+            Family::Polynomials => &polynomials::Polynomials,
+            Family::MatrixInverse => &matrix_inverse::MatrixInverse,
+            Family::Diophantine => &diophantine::Diophantine,
+            Family::WaitingTime => &waiting_time::WaitingTime,
         }
     }
 

@@ -20,6 +20,7 @@ pub mod family;
 mod instance;
 mod integer_answer;
 pub mod logic;
+mod math;
 mod sandboxed;
 pub mod session;
 pub mod task;
