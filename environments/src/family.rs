@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::arithmetic::{compare, countdown, gcd, products, sums};
 use crate::draw::{Draw, Purpose};
 use crate::instance::{Domain, Instance, TaskFamily, split_of};
+use crate::programming::{compose_function, invert_program};
 use crate::task::{FamilyKey, Task, Verifier};
 
 /// Attempts before a draw gives up. Of any level at least 1 draw in 100 lands in either split, so that
@@ -33,6 +34,10 @@ pub enum Family {
     Gcd,
     /// Reach a target from given numbers.
     Countdown,
+    /// Write a function from its description.
+    ComposeFunction,
+    /// Find an input for which a program gives a certain output.
+    InvertProgram,
 }
 
 /// A name that no task family has.
@@ -45,12 +50,14 @@ pub struct UnknownFamily {
 
 impl Family {
     /// Every family.
-    pub const ALL: [Family; 5] = [
+    pub const ALL: [Family; 7] = [
         Family::Sums,
         Family::Products,
         Family::Compare,
         Family::Gcd,
         Family::Countdown,
+        Family::ComposeFunction,
+        Family::InvertProgram,
     ];
 
     /// What the family does: the only place that knows which file implements it.
@@ -61,6 +68,8 @@ impl Family {
             Family::Compare => &compare::Compare,
             Family::Gcd => &gcd::Gcd,
             Family::Countdown => &countdown::Countdown,
+            Family::ComposeFunction => &compose_function::ComposeFunction,
+            Family::InvertProgram => &invert_program::InvertProgram,
         }
     }
 

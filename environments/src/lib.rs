@@ -18,6 +18,7 @@ pub mod episode;
 pub mod family;
 mod instance;
 mod integer_answer;
+mod programming;
 mod sandboxed;
 pub mod session;
 pub mod task;
