@@ -112,7 +112,11 @@ mod tests {
         ),
         (
             include_str!("../../docs/families/programming.md"),
-            &[Family::ComposeFunction, Family::InvertProgram],
+            &[
+                Family::ComposeFunction,
+                Family::InvertProgram,
+                Family::RegexSynthesis,
+            ],
         ),
     ];
 

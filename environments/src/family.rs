@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::arithmetic::{compare, countdown, gcd, products, sums};
 use crate::draw::{Draw, Purpose};
 use crate::instance::{Domain, Instance, TaskFamily, split_of};
-use crate::programming::{compose_function, invert_program};
+use crate::programming::{compose_function, invert_program, regex_synthesis};
 use crate::task::{FamilyKey, Task, Verifier};
 
 /// Attempts before a draw gives up. Of any level at least 1 draw in 100 lands in either split, so that
@@ -38,6 +38,8 @@ pub enum Family {
     ComposeFunction,
     /// Find an input for which a program gives a certain output.
     InvertProgram,
+    /// Find a regular expression from examples.
+    RegexSynthesis,
 }
 
 /// A name that no task family has.
@@ -50,7 +52,7 @@ pub struct UnknownFamily {
 
 impl Family {
     /// Every family.
-    pub const ALL: [Family; 7] = [
+    pub const ALL: [Family; 8] = [
         Family::Sums,
         Family::Products,
         Family::Compare,
@@ -58,6 +60,7 @@ impl Family {
         Family::Countdown,
         Family::ComposeFunction,
         Family::InvertProgram,
+        Family::RegexSynthesis,
     ];
 
     /// What the family does: the only place that knows which file implements it.
@@ -70,6 +73,7 @@ impl Family {
             Family::Countdown => &countdown::Countdown,
             Family::ComposeFunction => &compose_function::ComposeFunction,
             Family::InvertProgram => &invert_program::InvertProgram,
+            Family::RegexSynthesis => &regex_synthesis::RegexSynthesis,
         }
     }
 

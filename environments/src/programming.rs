@@ -3,12 +3,14 @@
 //! [`compose_function`] and [`repair_program`] speak a small language of list, text and interval operations
 //! ([`steps`], [`program`]), told in words, written in Python and run in Rust. What the policy writes runs in the
 //! sandbox ([`judge`]); the right outputs never enter it. [`invert_program`] shows such a program and asks for an input,
-//! which is run here.
+//! which is run here. [`regex_synthesis`] asks for a regular expression, matched here as well.
 
 mod code_block;
 pub(crate) mod compose_function;
 pub(crate) mod invert_program;
 mod judge;
+mod pattern;
 mod program;
+pub(crate) mod regex_synthesis;
 mod steps;
 mod value;
