@@ -116,6 +116,8 @@ mod tests {
                 Family::ComposeFunction,
                 Family::InvertProgram,
                 Family::RegexSynthesis,
+                Family::RepairProgram,
+                Family::EfficientProgram,
             ],
         ),
     ];

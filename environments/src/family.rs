@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 use crate::arithmetic::{compare, countdown, gcd, products, sums};
 use crate::draw::{Draw, Purpose};
 use crate::instance::{Domain, Instance, TaskFamily, split_of};
-use crate::programming::{compose_function, invert_program, regex_synthesis};
+use crate::programming::{
+    compose_function, efficient_program, invert_program, regex_synthesis, repair_program,
+};
 use crate::task::{FamilyKey, Task, Verifier};
 
 /// Attempts before a draw gives up. Of any level at least 1 draw in 100 lands in either split, so that
@@ -40,6 +42,10 @@ pub enum Family {
     InvertProgram,
     /// Find a regular expression from examples.
     RegexSynthesis,
+    /// Correct a function in which some lines are wrong.
+    RepairProgram,
+    /// Write a function that is fast on long lists.
+    EfficientProgram,
 }
 
 /// A name that no task family has.
@@ -52,7 +58,7 @@ pub struct UnknownFamily {
 
 impl Family {
     /// Every family.
-    pub const ALL: [Family; 8] = [
+    pub const ALL: [Family; 10] = [
         Family::Sums,
         Family::Products,
         Family::Compare,
@@ -61,6 +67,8 @@ impl Family {
         Family::ComposeFunction,
         Family::InvertProgram,
         Family::RegexSynthesis,
+        Family::RepairProgram,
+        Family::EfficientProgram,
     ];
 
     /// What the family does: the only place that knows which file implements it.
@@ -74,6 +82,8 @@ impl Family {
             Family::ComposeFunction => &compose_function::ComposeFunction,
             Family::InvertProgram => &invert_program::InvertProgram,
             Family::RegexSynthesis => &regex_synthesis::RegexSynthesis,
+            Family::RepairProgram => &repair_program::RepairProgram,
+            Family::EfficientProgram => &efficient_program::EfficientProgram,
         }
     }
 

@@ -94,7 +94,7 @@ fn seeds_of(family: Family, wanted: u64) -> std::ops::Range<u64> {
     match (family.is_quick(), family.needs_sandbox()) {
         (true, _) => 0..wanted,
         (false, false) => 0..wanted.div_ceil(20),
-        (false, true) => 0..wanted.div_ceil(200),
+        (false, true) => 0..wanted.div_ceil(400),
     }
 }
 
