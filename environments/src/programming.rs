@@ -10,6 +10,8 @@ pub(crate) mod compose_function;
 pub(crate) mod efficient_program;
 pub(crate) mod invert_program;
 mod judge;
+#[cfg(test)]
+mod levels;
 mod pattern;
 mod program;
 pub(crate) mod regex_synthesis;

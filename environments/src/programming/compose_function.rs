@@ -30,7 +30,7 @@ pub(crate) struct Gold {
     pub(crate) inputs: Vec<Value>,
 }
 
-fn num_steps(level: u32) -> usize {
+pub(super) fn num_steps(level: u32) -> usize {
     match level {
         1 => 1,
         2 => 2,
@@ -61,6 +61,13 @@ impl Gold {
     pub(crate) fn expected(&self) -> Vec<Value> {
         let results = self.program.run_all(&self.inputs);
         results.expect("the program ran on these inputs when it was drawn")
+    }
+
+    /// Whether `program` gives the results of the hidden inputs.
+    #[cfg(test)]
+    pub(super) fn accepts(&self, program: &Program) -> bool {
+        let same = |input| program.run(input) == self.program.run(input);
+        self.inputs.iter().all(same)
     }
 
     /// "takes a list of integers and returns an integer."

@@ -19,7 +19,7 @@ use crate::programming::compose_function::{self, draw_program, sealed, unsealed}
 use crate::programming::judge;
 use crate::programming::program::Program;
 use crate::programming::steps::Step;
-use crate::programming::value::{Kind, Value};
+use crate::programming::value::Kind;
 use crate::task::{FamilyKey, Split};
 use crate::verdict::Verdict;
 
@@ -35,9 +35,9 @@ pub(crate) struct RepairProgram;
 
 /// What a task is checked with.
 #[derive(Serialize, Deserialize)]
-struct Gold {
-    right: compose_function::Gold,
-    wrong: Program,
+pub(super) struct Gold {
+    pub(super) right: compose_function::Gold,
+    pub(super) wrong: Program,
     num_wrong: usize,
 }
 
@@ -53,7 +53,7 @@ fn size(level: u32) -> (usize, usize) {
 }
 
 /// Every step of an input of `kind` that is ever drawn.
-fn catalogue(kind: Kind) -> &'static [Step] {
+pub(super) fn catalogue(kind: Kind) -> &'static [Step] {
     static STEPS: OnceLock<[Vec<Step>; 3]> = OnceLock::new();
     let all = STEPS.get_or_init(|| {
         Kind::INPUTS.map(|kind| {
@@ -79,7 +79,7 @@ fn catalogue(kind: Kind) -> &'static [Step] {
 }
 
 /// The steps that read much like `step` and make the same kind of value.
-fn lookalikes(step: &Step, kind: Kind) -> Vec<Step> {
+pub(super) fn lookalikes(step: &Step, kind: Kind) -> Vec<Step> {
     let text = step.python();
     let is_like = |other: &&Step| {
         let other_text = other.python();
@@ -264,14 +264,6 @@ impl TaskFamily for RepairProgram {
     fn greedy_answer(&self, question: &str) -> String {
         block(shown_code(question))
     }
-}
-
-/// Results of the hidden inputs of a task whose wrong steps are replaced by `steps`, for measuring.
-#[cfg(test)]
-pub(super) fn accepts(gold: &str, program: &Program) -> bool {
-    let gold: Gold = unsealed(gold);
-    let results: Option<Vec<Value>> = program.run_all(&gold.right.inputs);
-    results == Some(gold.right.expected())
 }
 
 #[cfg(test)]
