@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::draw::Draw;
 use crate::instance::{Domain, Instance, TaskFamily};
-use crate::programming::code_block::{FORM, block};
+use crate::programming::code_block::{FORM, block, last_block};
 use crate::programming::judge;
 use crate::programming::program::{Program, inputs};
+use crate::programming::repair_program::lookalikes;
 use crate::programming::value::{Kind, MAX_ITEMS, Value};
 use crate::verdict::Verdict;
 
@@ -19,6 +20,9 @@ use crate::verdict::Verdict;
 const NUM_INPUTS: usize = 20;
 /// Programs drawn for one input kind before the attempt is given up: deep ones are often dull.
 const MAX_PROGRAMS: usize = 200;
+
+/// Random inputs among which one is looked for that tells two programs apart.
+const MAX_TRIES: usize = 100;
 
 /// The family.
 pub(crate) struct ComposeFunction;
@@ -53,10 +57,33 @@ pub(crate) fn draw_program(num_steps: usize, num_inputs: usize, draw: &mut Draw)
         let is_lively = distinct.len() * 3 >= results.len() && num_empty * 3 <= results.len();
         (is_lively && program.needs_every_step(&inputs)).then_some(program)
     })?;
-    Some(Gold { program, inputs })
+    let mut gold = Gold { program, inputs };
+    gold.sharpen(draw);
+    Some(gold)
 }
 
 impl Gold {
+    /// Adds inputs that tell the program from those in which one step is another that reads much like it.
+    fn sharpen(&mut self, draw: &mut Draw) {
+        let kinds = self.program.kinds().unwrap_or_default();
+        for at in 0..self.program.steps.len() {
+            for step in lookalikes(&self.program.steps[at], kinds[at]) {
+                let mut other = self.program.clone();
+                other.steps[at] = step;
+                if self.accepts(&other) {
+                    let input =
+                        (0..MAX_TRIES)
+                            .map(|_| self.program.input.draw(draw))
+                            .find(|input| {
+                                let result = self.program.run(input);
+                                result.is_some() && other.run(input) != result
+                            });
+                    self.inputs.extend(input);
+                }
+            }
+        }
+    }
+
     /// The results of the hidden inputs.
     pub(crate) fn expected(&self) -> Vec<Value> {
         let results = self.program.run_all(&self.inputs);
@@ -64,7 +91,6 @@ impl Gold {
     }
 
     /// Whether `program` gives the results of the hidden inputs.
-    #[cfg(test)]
     pub(super) fn accepts(&self, program: &Program) -> bool {
         let same = |input| program.run(input) == self.program.run(input);
         self.inputs.iter().all(same)
@@ -151,8 +177,11 @@ impl TaskFamily for ComposeFunction {
     }
 
     fn grade(&self, gold: &str, completion: &str) -> Verdict {
+        let Some(code) = last_block(completion) else {
+            return Verdict::exact(false, None);
+        };
         let gold: Gold = unsealed(gold);
-        judge::grade(completion, &gold.inputs, &gold.expected())
+        judge::grade_code(code, &gold.inputs, &gold.expected())
     }
 
     /// A random program of as many steps that takes the same kind of input.

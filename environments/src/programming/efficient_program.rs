@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::draw::Draw;
 use crate::instance::{Domain, Instance, TaskFamily};
-use crate::programming::code_block::{FORM, block};
+use crate::programming::code_block::{FORM, block, last_block};
 use crate::programming::compose_function::{sealed, unsealed};
 use crate::programming::judge;
 use crate::programming::value::Value;
@@ -179,6 +179,9 @@ impl TaskFamily for EfficientProgram {
     }
 
     fn grade(&self, gold: &str, completion: &str) -> Verdict {
+        let Some(code) = last_block(completion) else {
+            return Verdict::exact(false, None);
+        };
         let gold: Gold = unsealed(gold);
         let inputs = gold.inputs();
         let answers: Vec<Value> = inputs
@@ -186,7 +189,7 @@ impl TaskFamily for EfficientProgram {
             .map(|x| Value::Integer(gold.answer(x)))
             .collect();
         let inputs: Vec<Value> = inputs.into_iter().map(Value::List).collect();
-        judge::grade(completion, &inputs, &answers)
+        judge::grade_code(code, &inputs, &answers)
     }
 
     /// A function that returns a random small number.

@@ -1,7 +1,7 @@
 //! Run a program backwards: find any input for which it gives the output that is asked for.
 //!
 //! The program is one of the small language, shown in Python; an answer is run here, in Rust, so no sandbox is needed.
-//! Drawn so that the output itself, the empty input and [`NUM_TRIES`] random inputs are no answers.
+//! Drawn so that the output itself, the empty input and many random inputs are no answers.
 
 use std::ops::RangeInclusive;
 
@@ -15,12 +15,8 @@ use crate::programming::program::{Program, inputs};
 use crate::programming::value::{Kind, MAX_INTEGER, MAX_ITEMS, Value};
 use crate::verdict::Verdict;
 
-/// Random inputs that must not be answers.
-const NUM_TRIES: usize = 24;
 /// Programs drawn before an attempt is given up.
 const MAX_PROGRAMS: usize = 50;
-/// Fewest items of the output: shorter ones say too little about the input.
-const MIN_ITEMS: usize = 3;
 
 /// The family.
 pub(crate) struct InvertProgram;
@@ -32,13 +28,27 @@ struct Gold {
     output: Value,
 }
 
-fn num_steps(level: u32) -> usize {
+/// What a level asks for.
+struct Size {
+    num_steps: usize,
+    /// Fewest items of the output: shorter ones say too little about the input, the more so the longer the program.
+    min_items: usize,
+    /// Random inputs, the empty one among them, that must not be answers.
+    num_tries: usize,
+}
+
+fn size(level: u32) -> Size {
+    let size = |num_steps, min_items, num_tries| Size {
+        num_steps,
+        min_items,
+        num_tries,
+    };
     match level {
-        1 => 1,
-        2 => 2,
-        3 => 3,
-        4 => 4,
-        _ => 6,
+        1 => size(1, 3, 25),
+        2 => size(2, 3, 100),
+        3 => size(3, 4, 200),
+        4 => size(4, 4, 400),
+        _ => size(6, 5, 800),
     }
 }
 
@@ -62,15 +72,15 @@ fn num_items(value: &Value) -> usize {
 }
 
 /// A program and an input of which every step makes something.
-fn draw_pair(num_steps: usize, draw: &mut Draw) -> Option<(Program, Value, Value)> {
+fn draw_pair(size: &Size, draw: &mut Draw) -> Option<(Program, Value, Value)> {
     let kind = draw.choose(&Kind::INPUTS);
-    let tries = inputs(kind, NUM_TRIES, draw);
+    let tries = inputs(kind, size.num_tries, draw);
     (0..MAX_PROGRAMS).find_map(|_| {
-        let program = Program::draw(kind, num_steps, draw);
+        let program = Program::draw(kind, size.num_steps, draw);
         let witness = kind.draw(draw);
         let output = program.run(&witness)?;
         let is_answer = |input: &Value| program.run(input).as_ref() == Some(&output);
-        let is_hard = num_items(&output) >= MIN_ITEMS
+        let is_hard = num_items(&output) >= size.min_items
             && !is_answer(&output)
             && program.needs_every_step(std::slice::from_ref(&witness))
             && !tries.iter().any(is_answer);
@@ -91,8 +101,12 @@ impl TaskFamily for InvertProgram {
         Domain::Programming
     }
 
+    fn is_quick(&self) -> bool {
+        false
+    }
+
     fn draw(&self, level: u32, draw: &mut Draw) -> Option<Instance> {
-        let (program, witness, output) = draw_pair(num_steps(level), draw)?;
+        let (program, witness, output) = draw_pair(&size(level), draw)?;
         let values = program.trace(&witness)?;
         let backwards: Vec<String> = values.iter().rev().map(Value::shown).collect();
         let shown = witness.shown();

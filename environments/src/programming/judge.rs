@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use sandbox::{End, FileIn, JailSpec, Limits, Outcome};
 
-use crate::programming::code_block::last_block;
 use crate::programming::value::Value;
 use crate::sandboxed::sandbox;
 use crate::verdict::{Fault, FaultKind, Verdict};
@@ -44,15 +43,7 @@ pub(crate) fn rules() -> String {
     )
 }
 
-/// Grades a completion: its last Python block must define `solve` that gives `expected` for `inputs`.
-pub(crate) fn grade(completion: &str, inputs: &[Value], expected: &[Value]) -> Verdict {
-    match last_block(completion) {
-        Some(code) => grade_code(code, inputs, expected),
-        None => Verdict::exact(false, None),
-    }
-}
-
-/// Grades a program.
+/// Grades a program: its `solve` must give `expected` for `inputs`.
 pub(crate) fn grade_code(code: &str, inputs: &[Value], expected: &[Value]) -> Verdict {
     let stdin: String = inputs.iter().map(|input| input.json() + "\n").collect();
     let expected: Vec<String> = expected.iter().map(Value::json).collect();

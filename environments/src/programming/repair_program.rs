@@ -38,7 +38,7 @@ pub(crate) struct RepairProgram;
 pub(super) struct Gold {
     pub(super) right: compose_function::Gold,
     pub(super) wrong: Program,
-    num_wrong: usize,
+    pub(super) num_wrong: usize,
 }
 
 /// Steps, and how many of them are wrong.
@@ -52,9 +52,9 @@ fn size(level: u32) -> (usize, usize) {
     }
 }
 
-/// Every step of an input of `kind` that is ever drawn.
-pub(super) fn catalogue(kind: Kind) -> &'static [Step] {
-    static STEPS: OnceLock<[Vec<Step>; 3]> = OnceLock::new();
+/// Every step of an input of `kind` that is ever drawn, with its Python.
+pub(super) fn catalogue(kind: Kind) -> &'static [(Step, String)] {
+    static STEPS: OnceLock<[Vec<(Step, String)>; 3]> = OnceLock::new();
     let all = STEPS.get_or_init(|| {
         Kind::INPUTS.map(|kind| {
             let key = FamilyKey {
@@ -68,6 +68,7 @@ pub(super) fn catalogue(kind: Kind) -> &'static [Step] {
             (0..20_000)
                 .map(|_| Step::draw(kind, &mut draw))
                 .filter(|step| seen.insert(*step))
+                .map(|step| (step, step.python()))
                 .collect()
         })
     });
@@ -81,16 +82,16 @@ pub(super) fn catalogue(kind: Kind) -> &'static [Step] {
 /// The steps that read much like `step` and make the same kind of value.
 pub(super) fn lookalikes(step: &Step, kind: Kind) -> Vec<Step> {
     let text = step.python();
-    let is_like = |other: &&Step| {
-        let other_text = other.python();
+    let is_like = |(other, other_text): &&(Step, String)| {
         let pairs = || text.lines().zip(other_text.lines());
-        let num_edits = pairs().map(|(a, b)| edits(a, b)).max().unwrap_or(0);
-        text.lines().count() == other_text.lines().count()
-            && other.result(kind) == step.result(kind)
+        other.result(kind) == step.result(kind)
+            && text.len().abs_diff(other_text.len()) <= MAX_EDITS
+            && text.lines().count() == other_text.lines().count()
             && pairs().filter(|(a, b)| a != b).count() == 1
-            && (1..=MAX_EDITS).contains(&num_edits)
+            && pairs().all(|(a, b)| edits(a, b) <= MAX_EDITS)
     };
-    catalogue(kind).iter().filter(is_like).copied().collect()
+    let like = catalogue(kind).iter().filter(is_like);
+    like.map(|(step, _)| *step).collect()
 }
 
 /// Fewest characters to change, insert or remove between two lines.

@@ -1,7 +1,6 @@
 //! What honest programs earn, and what those get that attack the grading.
 
 use super::*;
-use crate::programming::code_block::block;
 
 /// Whether a sandbox works here; says why not, so that nobody takes a skipped test for a passed one.
 fn has_sandbox() -> bool {
@@ -12,7 +11,7 @@ fn has_sandbox() -> bool {
 fn doubled(code: &str) -> Verdict {
     let inputs: Vec<Value> = (1..4).map(|i| Value::List(vec![i; 2])).collect();
     let expected: Vec<Value> = (1..4).map(|i| Value::List(vec![2 * i; 2])).collect();
-    grade(&block(code), &inputs, &expected)
+    grade_code(code, &inputs, &expected)
 }
 
 fn assert_fails(code: &str, part: &str) {
@@ -121,9 +120,4 @@ fn the_grading_cannot_be_forged() {
     ] {
         assert_fails(code, "");
     }
-}
-
-#[test]
-fn without_a_block_nothing_runs() {
-    assert_eq!(grade(RIGHT, &[], &[]), Verdict::exact(false, None));
 }
