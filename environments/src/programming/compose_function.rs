@@ -66,8 +66,9 @@ impl Gold {
     /// Adds inputs that tell the program from those in which one step is another that reads much like it.
     fn sharpen(&mut self, draw: &mut Draw) {
         let kinds = self.program.kinds().unwrap_or_default();
-        for at in 0..self.program.steps.len() {
-            for step in lookalikes(&self.program.steps[at], kinds[at]) {
+        let num_steps = self.program.steps.len();
+        for (at, kind) in kinds.into_iter().enumerate().take(num_steps) {
+            for step in lookalikes(&self.program.steps[at], kind) {
                 let mut other = self.program.clone();
                 other.steps[at] = step;
                 if self.accepts(&other) {
