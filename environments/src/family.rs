@@ -18,6 +18,8 @@ use crate::logic::{colouring, cryptarithm, knights, mines, sat, sokoban, sudoku,
 use crate::math::{
     congruences, diophantine, lattice_paths, matrix_inverse, partitions, polynomials, recurrences,
     waiting_time,
+use crate::programming::{
+    compose_function, efficient_program, invert_program, regex_synthesis, repair_program,
 };
 use crate::task::{FamilyKey, Task, Verifier};
 
@@ -77,6 +79,16 @@ pub enum Family {
     Diophantine,
     /// Expected steps of a Markov chain.
     WaitingTime,
+    /// Write a function from its description.
+    ComposeFunction,
+    /// Find an input for which a program gives a certain output.
+    InvertProgram,
+    /// Find a regular expression from examples.
+    RegexSynthesis,
+    /// Correct a function in which some lines are wrong.
+    RepairProgram,
+    /// Write a function that is fast on long lists.
+    EfficientProgram,
 }
 
 /// A name that no task family has.
@@ -91,6 +103,7 @@ impl Family {
     /// Every family.
     pub const ALL: [Family; 8] = [
     pub const ALL: [Family; 13] = [
+    pub const ALL: [Family; 10] = [
         Family::Sums,
         Family::Products,
         Family::Compare,
@@ -115,6 +128,11 @@ impl Family {
         Family::MatrixInverse,
         Family::Diophantine,
         Family::WaitingTime,
+        Family::ComposeFunction,
+        Family::InvertProgram,
+        Family::RegexSynthesis,
+        Family::RepairProgram,
+        Family::EfficientProgram,
     ];
 
     /// What the family does: the only place that knows which file implements it.
@@ -144,6 +162,11 @@ impl Family {
             Family::MatrixInverse => &matrix_inverse::MatrixInverse,
             Family::Diophantine => &diophantine::Diophantine,
             Family::WaitingTime => &waiting_time::WaitingTime,
+            Family::ComposeFunction => &compose_function::ComposeFunction,
+            Family::InvertProgram => &invert_program::InvertProgram,
+            Family::RegexSynthesis => &regex_synthesis::RegexSynthesis,
+            Family::RepairProgram => &repair_program::RepairProgram,
+            Family::EfficientProgram => &efficient_program::EfficientProgram,
         }
     }
 

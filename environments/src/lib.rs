@@ -21,6 +21,7 @@ mod instance;
 mod integer_answer;
 pub mod logic;
 mod math;
+mod programming;
 mod sandboxed;
 pub mod session;
 pub mod task;

@@ -20,3 +20,25 @@ pub fn sandbox() -> Result<Arc<Sandbox>, Fault> {
     });
     opened.clone()
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Whether tests can run code here. Where no sandbox works, it says so on standard error.
+    ///
+    /// # Panics
+    /// When the launcher was not built: that says nothing about the machine, and a test must not pass for want of it.
+    pub(crate) fn has_sandbox() -> bool {
+        if let Err(error) = sandbox::find_launcher() {
+            panic!("{error}");
+        }
+        match sandbox() {
+            Ok(_) => true,
+            Err(fault) => {
+                eprintln!("SKIPPED on this machine: {fault}");
+                false
+            }
+        }
+    }
+}

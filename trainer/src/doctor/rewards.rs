@@ -129,8 +129,10 @@ mod tests {
 
     #[test]
     fn every_family_and_level_pays_for_solutions_alone() {
+        // Those that run code are graded in their own crate, where a sandbox works.
         let environments: Vec<EnvironmentConfig> = Family::ALL
             .into_iter()
+            .filter(|family| !family.needs_sandbox())
             .flat_map(|family| family.levels().map(move |level| (family, level)))
             .map(|(family, level)| EnvironmentConfig {
                 source: TaskSource::Family { family, level },
