@@ -1,11 +1,14 @@
 //! A task's key as the columns `family`, `level`, `split` and `task_seed` of a rollout file hold it.
 //!
-//! A row of a dataset has the family `dataset:NAME`, level 0 and its number as the seed.
+//! A row of a dataset has the family `dataset:NAME`, level 0 and its number as the seed; a task of an environment outside
+//! this program has the family `environment:NAME@VERSION`.
 
-use environments::{FamilyKey, RowKey, Split, TaskKey};
+use environments::{ExternalKey, FamilyKey, RowKey, Split, TaskKey};
 
 /// Before the name of a dataset.
 const DATASET: &str = "dataset:";
+/// Before the name of an environment outside this program.
+const EXTERNAL: &str = "environment:";
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +34,12 @@ impl TaskColumns {
                 split: key.split,
                 task_seed: key.row,
             },
+            TaskKey::External(key) => TaskColumns {
+                family: format!("{EXTERNAL}{}@{}", key.environment, key.version),
+                level: key.level,
+                split: key.split,
+                task_seed: key.seed,
+            },
         }
     }
 
@@ -42,6 +51,19 @@ impl TaskColumns {
                 dataset: dataset.to_string(),
                 split: self.split,
                 row: self.task_seed,
+            }));
+        }
+        if let Some(named) = self.family.strip_prefix(EXTERNAL) {
+            let (environment, version) = named
+                .rsplit_once('@')
+                .and_then(|(name, version)| Some((name, version.parse().ok()?)))
+                .ok_or_else(|| format!("{}: an environment without a version", self.family))?;
+            return Ok(TaskKey::External(ExternalKey {
+                environment: environment.to_string(),
+                version,
+                split: self.split,
+                level: self.level,
+                seed: self.task_seed,
             }));
         }
         let family = self.family.parse();

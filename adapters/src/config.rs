@@ -1,0 +1,368 @@
+//! What a configuration says of servers: where they are, how long they may take, what is believed of them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use environments::EpisodeLimits;
+use serde::{Deserialize, Serialize};
+
+/// One entry of `environments`: `(server: (name: "shop", command: ["python3", "shop.py"]), level: 2, weight: 1.0)`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExternalConfig {
+    /// The server that has the tasks.
+    pub server: ServerConfig,
+    /// Difficulty, as the server counts it.
+    #[serde(default = "first_level")]
+    pub level: u32,
+    /// Share of the prompts, relative to the others.
+    #[serde(default = "unit")]
+    pub weight: f64,
+}
+
+/// A server of `agentenv/1`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "ServerKeys", into = "ServerKeys")]
+pub struct ServerConfig {
+    /// Its name here, in keys of tasks and in rollout files: letters, digits, `_`, `-` and `.`.
+    pub name: String,
+    /// Where it is.
+    pub connect: Connect,
+    /// How long it may take.
+    pub deadlines: Deadlines,
+    /// Bounds of an episode, in place of those that the server states.
+    pub limits: Option<EpisodeLimits>,
+    /// How often in a row it is started or connected to again without a session that was graded in between.
+    pub max_restarts: u32,
+    /// Pay what the server pays. Otherwise a reward below 1 is 0, and what the server said is the part `score`.
+    pub partial_rewards: bool,
+    /// Tasks that must pay nothing for garbage before the server is used.
+    pub screened_tasks: u32,
+}
+
+/// A server of the Model Context Protocol.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "McpKeys", into = "McpKeys")]
+pub struct McpConfig {
+    /// Its name: before the names of its tools where another server has a tool of the same name.
+    pub name: String,
+    /// A program, started anew for every session, or an HTTP address.
+    pub connect: Connect,
+    /// How long it may take; `make` and `grade` are not used.
+    pub deadlines: Deadlines,
+}
+
+/// Where a server is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Connect {
+    /// A program that is started, on its standard input and output.
+    Program(Program),
+    /// A Unix socket.
+    Socket(PathBuf),
+    /// An HTTP address, such as `http://127.0.0.1:8000/mcp`; there is no TLS.
+    Http(String),
+}
+
+/// A program to start.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Program {
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// Variables of its environment, beside PATH, HOME, LANG and TMPDIR; it sees no others.
+    pub env: BTreeMap<String, String>,
+    /// Where its standard error goes, appended; by default nowhere.
+    pub log: Option<PathBuf>,
+}
+
+/// How long a server may take, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Deadlines {
+    /// Until it has started and said what it is.
+    pub connect_secs: f64,
+    /// To make a task.
+    pub make_secs: f64,
+    /// To open a session, attempts and waiting for room included.
+    pub open_secs: f64,
+    /// To run a tool, or to answer what the assistant said.
+    pub call_secs: f64,
+    /// To grade an episode.
+    pub grade_secs: f64,
+}
+
+impl Default for Deadlines {
+    fn default() -> Deadlines {
+        Deadlines {
+            connect_secs: 10.0,
+            make_secs: 60.0,
+            open_secs: 120.0,
+            call_secs: 30.0,
+            grade_secs: 300.0,
+        }
+    }
+}
+
+/// Longest deadline: a day.
+const MAX_SECS: f64 = 86_400.0;
+
+impl Deadlines {
+    fn check(&self) -> Result<(), String> {
+        for (key, secs) in [
+            ("connect_secs", self.connect_secs),
+            ("make_secs", self.make_secs),
+            ("open_secs", self.open_secs),
+            ("call_secs", self.call_secs),
+            ("grade_secs", self.grade_secs),
+        ] {
+            if !(secs > 0.0 && secs <= MAX_SECS) {
+                return Err(format!(
+                    "{key} ({secs}) must lie above 0 and at most at {MAX_SECS}, a day"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A number of seconds that [`Deadlines::check`] has seen.
+pub(crate) fn secs(secs: f64) -> Duration {
+    Duration::from_secs_f64(secs)
+}
+
+/// The keys of a server as they are written.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ServerKeys {
+    name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    command: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    socket: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    url: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    env: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    log: Option<PathBuf>,
+    #[serde(default)]
+    deadlines: Deadlines,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    limits: Option<EpisodeLimits>,
+    #[serde(default = "three")]
+    max_restarts: u32,
+    #[serde(default)]
+    partial_rewards: bool,
+    #[serde(default = "eight")]
+    screened_tasks: u32,
+}
+
+/// The keys of a server with tools only.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct McpKeys {
+    name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    command: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    url: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    env: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    log: Option<PathBuf>,
+    #[serde(default)]
+    deadlines: Deadlines,
+}
+
+fn unit() -> f64 {
+    1.0
+}
+
+fn first_level() -> u32 {
+    1
+}
+
+fn three() -> u32 {
+    3
+}
+
+fn eight() -> u32 {
+    8
+}
+
+fn check_name(name: &str) -> Result<(), String> {
+    let is_sound = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
+    match !name.is_empty() && name.len() <= 64 && name.bytes().all(is_sound) {
+        true => Ok(()),
+        false => Err(format!(
+            "the name {name:?} must be 1 to 64 letters, digits, `_`, `-` or `.`"
+        )),
+    }
+}
+
+fn connect(
+    command: Option<Vec<String>>,
+    socket: Option<PathBuf>,
+    url: Option<String>,
+    env: BTreeMap<String, String>,
+    log: Option<PathBuf>,
+) -> Result<Connect, String> {
+    let found = match (command, socket, url) {
+        (Some(command), None, None) if command.is_empty() => {
+            return Err("`command` names no program".to_string());
+        }
+        (Some(command), None, None) => {
+            return Ok(Connect::Program(Program { command, env, log }));
+        }
+        (None, Some(socket), None) => Connect::Socket(socket),
+        (None, None, Some(url)) if url.starts_with("http://") => Connect::Http(url),
+        (None, None, Some(url)) => {
+            return Err(format!("`url` ({url}) must begin with http://"));
+        }
+        _ => return Err("a server has one of `command`, `socket` and `url`".to_string()),
+    };
+    if !env.is_empty() || log.is_some() {
+        return Err("`env` and `log` belong to a `command`".to_string());
+    }
+    Ok(found)
+}
+
+impl TryFrom<ServerKeys> for ServerConfig {
+    type Error = String;
+
+    fn try_from(keys: ServerKeys) -> Result<ServerConfig, String> {
+        check_name(&keys.name)?;
+        keys.deadlines.check()?;
+        Ok(ServerConfig {
+            connect: connect(keys.command, keys.socket, keys.url, keys.env, keys.log)?,
+            name: keys.name,
+            deadlines: keys.deadlines,
+            limits: keys.limits,
+            max_restarts: keys.max_restarts,
+            partial_rewards: keys.partial_rewards,
+            screened_tasks: keys.screened_tasks,
+        })
+    }
+}
+
+impl From<ServerConfig> for ServerKeys {
+    fn from(server: ServerConfig) -> ServerKeys {
+        let (command, socket, url, env, log) = keys_of(server.connect);
+        ServerKeys {
+            name: server.name,
+            command,
+            socket,
+            url,
+            env,
+            log,
+            deadlines: server.deadlines,
+            limits: server.limits,
+            max_restarts: server.max_restarts,
+            partial_rewards: server.partial_rewards,
+            screened_tasks: server.screened_tasks,
+        }
+    }
+}
+
+impl TryFrom<McpKeys> for McpConfig {
+    type Error = String;
+
+    fn try_from(keys: McpKeys) -> Result<McpConfig, String> {
+        check_name(&keys.name)?;
+        keys.deadlines.check()?;
+        Ok(McpConfig {
+            connect: connect(keys.command, None, keys.url, keys.env, keys.log)?,
+            name: keys.name,
+            deadlines: keys.deadlines,
+        })
+    }
+}
+
+impl From<McpConfig> for McpKeys {
+    fn from(server: McpConfig) -> McpKeys {
+        let (command, _, url, env, log) = keys_of(server.connect);
+        McpKeys {
+            name: server.name,
+            command,
+            url,
+            env,
+            log,
+            deadlines: server.deadlines,
+        }
+    }
+}
+
+type ConnectKeys = (
+    Option<Vec<String>>,
+    Option<PathBuf>,
+    Option<String>,
+    BTreeMap<String, String>,
+    Option<PathBuf>,
+);
+
+fn keys_of(connect: Connect) -> ConnectKeys {
+    let none = BTreeMap::new();
+    match connect {
+        Connect::Program(program) => (Some(program.command), None, None, program.env, program.log),
+        Connect::Socket(path) => (None, Some(path), None, none, None),
+        Connect::Http(url) => (None, None, Some(url), none, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_entry_is_read_and_written() {
+        let written = json!({
+            "server": {"name": "shop", "command": ["python3", "shop.py"], "deadlines": {"call_secs": 120.0}},
+            "level": 2,
+            "weight": 0.5
+        });
+        let config: ExternalConfig = serde_json::from_value(written).expect("sound");
+        assert_eq!(config.server.deadlines.call_secs, 120.0);
+        assert_eq!(config.server.deadlines.grade_secs, 300.0);
+        assert!(!config.server.partial_rewards);
+        let again = serde_json::to_value(&config).expect("it is plain data");
+        assert_eq!(
+            serde_json::from_value::<ExternalConfig>(again).expect("sound"),
+            config
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_entry_is_said() {
+        for (server, words) in [
+            (json!({"name": "a"}), "one of `command`, `socket` and `url`"),
+            (json!({"name": "a", "command": []}), "names no program"),
+            (
+                json!({"name": "a", "command": ["x"], "url": "http://y"}),
+                "one of",
+            ),
+            (
+                json!({"name": "a", "url": "https://y"}),
+                "must begin with http://",
+            ),
+            (
+                json!({"name": "a", "url": "http://y", "log": "z"}),
+                "belong to a `command`",
+            ),
+            (json!({"name": "a b", "command": ["x"]}), "letters, digits"),
+            (
+                json!({"name": "a", "command": ["x"], "colour": 1}),
+                "unknown field `colour`",
+            ),
+            (
+                json!({"name": "a", "command": ["x"], "deadlines": {"make_secs": 0.0}}),
+                "make_secs (0) must lie above 0",
+            ),
+        ] {
+            let error = serde_json::from_value::<ServerConfig>(server).expect_err("unsound");
+            assert!(error.to_string().contains(words), "{error}");
+        }
+        let socket = json!({"name": "a", "socket": "/s"});
+        assert!(serde_json::from_value::<McpConfig>(socket).is_err());
+    }
+}
