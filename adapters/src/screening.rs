@@ -10,7 +10,8 @@ use environments::{AssistantTurn, Episode, Fault, Next, Task, Verdict};
 const MAX_TURNS: usize = 4;
 /// What random answers are made of.
 const WORDS: [&str; 16] = [
-    "the", "river", "seven", "yes", "no", "true", "false", "0", "1", "42", "blue", "north", "A", "B", "none", "maybe",
+    "the", "river", "seven", "yes", "no", "true", "false", "0", "1", "42", "blue", "north", "A",
+    "B", "none", "maybe",
 ];
 
 /// A task that pays for garbage.

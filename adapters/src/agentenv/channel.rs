@@ -15,7 +15,10 @@ const MAX_BODY_BYTES: usize = 16 << 20;
 #[derive(Debug)]
 pub(crate) enum Channel {
     Lines(Lines),
-    Http { client: reqwest::Client, url: String },
+    Http {
+        client: reqwest::Client,
+        url: String,
+    },
 }
 
 impl Channel {
@@ -32,7 +35,9 @@ impl Channel {
             Connect::Http(url) => {
                 // A connection that was idle may be closed just as a call is written to it.
                 let client = reqwest::Client::builder().pool_max_idle_per_host(0);
-                let client = client.redirect(reqwest::redirect::Policy::none()).no_proxy();
+                let client = client
+                    .redirect(reqwest::redirect::Policy::none())
+                    .no_proxy();
                 let client = client.build().map_err(|error| error.to_string())?;
                 let url = url.clone();
                 Ok(Channel::Http { client, url })

@@ -23,7 +23,9 @@ pub enum OpenError {
     #[error("{0}")]
     Fault(#[from] Fault),
     /// It makes other tasks each time.
-    #[error("server {name} says that it is not deterministic; the same key must name the same task at every call")]
+    #[error(
+        "server {name} says that it is not deterministic; the same key must name the same task at every call"
+    )]
     NotDeterministic {
         /// The server.
         name: String,

@@ -203,7 +203,10 @@ fn read(incoming: impl Read, waiting: &Mutex<Waiting>) {
         {
             Ok(0) => return end(waiting, "it ended"),
             Ok(_) if line.last() != Some(&b'\n') => {
-                return end(waiting, "it ended within a line, or wrote one that is too long");
+                return end(
+                    waiting,
+                    "it ended within a line, or wrote one that is too long",
+                );
             }
             Ok(_) => {}
             Err(error) => return end(waiting, &format!("it can't be read: {error}")),

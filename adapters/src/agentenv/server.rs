@@ -132,9 +132,7 @@ impl Server {
             );
             return Err(Fault::new(FaultKind::Protocol, reason));
         }
-        let known = state
-            .description
-            .get_or_insert_with(|| described.clone());
+        let known = state.description.get_or_insert_with(|| described.clone());
         if *known != described {
             let reason = format!(
                 "server {name} is {} version {} since it was started again, and was {} version {}",

@@ -108,10 +108,7 @@ impl Drop for RemoteSession {
 /// A reward or part that is no number, or a reward out of [0, 1].
 fn verdict(graded: Graded, partial_rewards: bool) -> Result<Verdict, String> {
     if !(0.0..=1.0).contains(&graded.reward) {
-        return Err(format!(
-            "the reward {} is not in [0, 1]",
-            graded.reward
-        ));
+        return Err(format!("the reward {} is not in [0, 1]", graded.reward));
     }
     let mut parts = graded.parts;
     if let Some(name) = parts.keys().find(|name| !parts[*name].is_finite()) {

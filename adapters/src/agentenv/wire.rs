@@ -256,8 +256,6 @@ pub(crate) fn name_problem(name: &str) -> Option<String> {
     let is_sound = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
     let is_fine = !name.is_empty() && name.len() <= MAX_TOOL_NAME && name.bytes().all(is_sound);
     (!is_fine).then(|| {
-        format!(
-            "the tool's name {name:?} is not 1 to {MAX_TOOL_NAME} letters, digits, `_` and `-`"
-        )
+        format!("the tool's name {name:?} is not 1 to {MAX_TOOL_NAME} letters, digits, `_` and `-`")
     })
 }
