@@ -49,8 +49,23 @@ pub struct McpConfig {
     pub name: String,
     /// A program, started anew for every session, or an HTTP address.
     pub connect: Connect,
-    /// How long it may take; `make` and `grade` are not used.
+    /// Which protocol it speaks.
+    pub era: Era,
+    /// How long it may take; `make_secs` and `grade_secs` are not used.
     pub deadlines: Deadlines,
+}
+
+/// Versions of the Model Context Protocol, as they differ for a client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Era {
+    /// Found out once, when the server is opened. A legacy server that passes over what it does not know takes 10 s.
+    #[default]
+    Auto,
+    /// Up to 2025-11-25: `initialize`, and sessions.
+    Legacy,
+    /// From 2026-07-28: no sessions, `server/discover`.
+    Modern,
 }
 
 /// Where a server is.
@@ -171,6 +186,8 @@ struct McpKeys {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     log: Option<PathBuf>,
     #[serde(default)]
+    era: Era,
+    #[serde(default)]
     deadlines: Deadlines,
 }
 
@@ -273,6 +290,7 @@ impl TryFrom<McpKeys> for McpConfig {
         Ok(McpConfig {
             connect: connect(keys.command, None, keys.url, keys.env, keys.log)?,
             name: keys.name,
+            era: keys.era,
             deadlines: keys.deadlines,
         })
     }
@@ -287,6 +305,7 @@ impl From<McpConfig> for McpKeys {
             url,
             env,
             log,
+            era: server.era,
             deadlines: server.deadlines,
         }
     }

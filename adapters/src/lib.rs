@@ -9,7 +9,7 @@
 
 pub mod agentenv;
 pub mod config;
-// pub mod mcp;
+pub mod mcp;
 mod program;
 mod runtime;
 pub mod screening;

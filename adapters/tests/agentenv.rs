@@ -194,8 +194,11 @@ fn levels_are_checked_and_programs_must_be_servers() {
     assert!(words.contains("levels 1 to 5, not 6"), "{words}");
     for (command, words) in [
         (json!(["no-such-program"]), "can't be started"),
-        (json!(["true"]), "it ended"),
-        (json!(["echo", "hello"]), "no JSON-RPC message"),
+        (json!(["sh", "-c", "read line"]), "it ended"),
+        (
+            json!(["sh", "-c", "echo hello; read line"]),
+            "no JSON-RPC message",
+        ),
         (json!(["sleep", "60"]), "no reply in time"),
     ] {
         let keys = json!({"name": "x", "command": command, "deadlines": {"connect_secs": 0.5}});

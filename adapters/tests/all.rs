@@ -2,5 +2,6 @@
 
 mod agentenv;
 mod faults;
+mod mcp;
 mod places;
 mod reasoning_gym;

@@ -25,7 +25,7 @@ const DATASETS: [&str; 20] = [
     "mini_sudoku",
     "number_sorting",
     "prime_factorization",
-    "propositional_logic",
+    "simple_equations",
     "spell_backward",
     "tower_of_hanoi",
     "word_sorting",

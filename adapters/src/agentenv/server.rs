@@ -55,11 +55,11 @@ impl Server {
     /// It can't be started, died too often, or became another.
     pub(crate) fn live(&self) -> Result<(Arc<Live>, Description), Fault> {
         let mut state = self.state();
-        if let Some(live) = &state.live {
-            if !self.is_sound(live) {
-                live.channel.kill();
-                state.live = None;
-            }
+        if let Some(live) = &state.live
+            && !self.is_sound(live)
+        {
+            live.channel.kill();
+            state.live = None;
         }
         let live = match &state.live {
             Some(live) => live.clone(),

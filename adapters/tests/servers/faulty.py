@@ -54,6 +54,7 @@ class FaultySession(agentenv.Session):
             time.sleep(60)
         if name == "freeze":
             os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(60)
         if name == "bear":
             return str(subprocess.Popen(["sleep", "600"]).pid)
         if name == "fail":
