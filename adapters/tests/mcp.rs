@@ -279,22 +279,16 @@ fn the_official_server_is_understood() {
     };
     let script = repository("adapters/tests/servers/mcp_official.py");
     let script = script.to_str().expect("plain");
-    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = port.local_addr().expect("a port").port().to_string();
-    let http = [&*python, script, "http", &port].map(str::to_string);
-    let _server = Apart::start(&http);
-    wait_until("it listens", || {
-        std::net::TcpStream::connect(format!("127.0.0.1:{port}")).is_ok()
-    });
+    let http = [&*python, script, "http"].map(str::to_string);
+    let (_server, url) = Apart::announced(&http, &[]);
     for (era, place) in [
         ("auto", json!([python, script])),
-        ("legacy", json!([python, script])),
         ("auto", Value::Null),
         ("legacy", Value::Null),
     ] {
         let mut keys = json!({"name": "official", "era": era, "deadlines": {"connect_secs": 60.0}});
         match place {
-            Value::Null => keys["url"] = json!(format!("http://127.0.0.1:{port}/mcp")),
+            Value::Null => keys["url"] = json!(url),
             command => keys["command"] = command,
         }
         let config: McpConfig = serde_json::from_value(keys).expect("sound");

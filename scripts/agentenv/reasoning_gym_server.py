@@ -102,7 +102,12 @@ class Asked(agentenv.Session):
         if not answers or len(answers[-1]) > MAX_ANSWER_CHARS:
             return {"reward": 0.0}
         answer = answers[-1].strip()
-        score = min(max(float(self.dataset.score_answer(answer, self.entry)), 0.0), 1.0)
+        try:
+            score = min(max(float(self.dataset.score_answer(answer, self.entry)), 0.0), 1.0)
+        except Exception:
+            # Some scorers trip over what has not the form of an answer. They read their own answer when the task was
+            # made, so this is a wrong answer and not a broken grader: else a policy could choose not to be graded.
+            return {"reward": 0.0, "extracted": answer, "parts": {"unreadable": 1.0}}
         return {"reward": score, "extracted": answer}
 
 

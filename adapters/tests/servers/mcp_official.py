@@ -1,4 +1,5 @@
-"""A server of the official Python SDK, on standard streams or, with `http PORT`, over HTTP on 127.0.0.1."""
+"""A server of the official Python SDK, on standard streams or, with `http`, over HTTP on a free port of 127.0.0.1."""
+import socket
 import sys
 
 from mcp.server import MCPServer
@@ -26,7 +27,12 @@ def fail() -> str:
     raise ValueError("as asked")
 
 
-if sys.argv[1:2] == ["http"]:
-    server.run(transport="streamable-http", host="127.0.0.1", port=int(sys.argv[2]))
+if sys.argv[1:] == ["http"]:
+    import uvicorn
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    app = server.streamable_http_app()
+    print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}/mcp", flush=True)
+    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
 else:
     server.run(transport="stdio")

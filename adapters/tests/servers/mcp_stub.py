@@ -115,6 +115,7 @@ class Request(http.server.BaseHTTPRequestHandler):
             self.sessions.add(session)
             headers["Mcp-Session-Id"] = session
         elif session is None:
+            log(message.get("method"))
             return self.send(400, b"")
         elif session not in self.sessions:
             return self.send(404, b"")
