@@ -75,8 +75,31 @@ pub enum Connect {
     Program(Program),
     /// A Unix socket.
     Socket(PathBuf),
-    /// An HTTP address, such as `http://127.0.0.1:8000/mcp`; there is no TLS.
-    Http(String),
+    /// HTTP.
+    Http(Address),
+}
+
+/// An HTTP address. There is no TLS: it should be this machine's own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Address {
+    /// Such as `http://127.0.0.1:8000/mcp`.
+    pub url: String,
+    /// The variable of this program's environment that holds the bearer token, if the server asks for one.
+    pub token_variable: Option<String>,
+}
+
+impl Address {
+    /// The bearer token.
+    ///
+    /// # Errors
+    /// The variable is not set.
+    pub(crate) fn token(&self) -> Result<Option<String>, String> {
+        let read = |name: &String| {
+            std::env::var(name)
+                .map_err(|_| format!("the variable {name} with the token is not set"))
+        };
+        self.token_variable.as_ref().map(read).transpose()
+    }
 }
 
 /// A program to start.
@@ -156,6 +179,8 @@ struct ServerKeys {
     socket: Option<PathBuf>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     url: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    token_variable: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     env: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -181,6 +206,8 @@ struct McpKeys {
     command: Option<Vec<String>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     url: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    token_variable: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     env: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -217,31 +244,63 @@ fn check_name(name: &str) -> Result<(), String> {
     }
 }
 
-fn connect(
+/// The keys that say where a server is.
+#[derive(Default)]
+struct Place {
     command: Option<Vec<String>>,
     socket: Option<PathBuf>,
     url: Option<String>,
+    token_variable: Option<String>,
     env: BTreeMap<String, String>,
     log: Option<PathBuf>,
-) -> Result<Connect, String> {
-    let found = match (command, socket, url) {
-        (Some(command), None, None) if command.is_empty() => {
-            return Err("`command` names no program".to_string());
+}
+
+impl TryFrom<Place> for Connect {
+    type Error = String;
+
+    fn try_from(place: Place) -> Result<Connect, String> {
+        let is_program = place.command.is_some();
+        if !is_program && (!place.env.is_empty() || place.log.is_some()) {
+            return Err("`env` and `log` belong to a `command`".to_string());
         }
-        (Some(command), None, None) => {
-            return Ok(Connect::Program(Program { command, env, log }));
+        if place.url.is_none() && place.token_variable.is_some() {
+            return Err("`token_variable` belongs to a `url`".to_string());
         }
-        (None, Some(socket), None) => Connect::Socket(socket),
-        (None, None, Some(url)) if url.starts_with("http://") => Connect::Http(url),
-        (None, None, Some(url)) => {
-            return Err(format!("`url` ({url}) must begin with http://"));
+        match (place.command, place.socket, place.url) {
+            (Some(command), None, None) if command.is_empty() => {
+                Err("`command` names no program".to_string())
+            }
+            (Some(command), None, None) => Ok(Connect::Program(Program {
+                command,
+                env: place.env,
+                log: place.log,
+            })),
+            (None, Some(socket), None) => Ok(Connect::Socket(socket)),
+            (None, None, Some(url)) if url.starts_with("http://") => Ok(Connect::Http(Address {
+                url,
+                token_variable: place.token_variable,
+            })),
+            (None, None, Some(url)) => Err(format!("`url` ({url}) must begin with http://")),
+            _ => Err("a server has one of `command`, `socket` and `url`".to_string()),
         }
-        _ => return Err("a server has one of `command`, `socket` and `url`".to_string()),
-    };
-    if !env.is_empty() || log.is_some() {
-        return Err("`env` and `log` belong to a `command`".to_string());
     }
-    Ok(found)
+}
+
+impl From<Connect> for Place {
+    fn from(connect: Connect) -> Place {
+        let mut place = Place::default();
+        match connect {
+            Connect::Program(program) => {
+                place.command = Some(program.command);
+                (place.env, place.log) = (program.env, program.log);
+            }
+            Connect::Socket(path) => place.socket = Some(path),
+            Connect::Http(address) => {
+                (place.url, place.token_variable) = (Some(address.url), address.token_variable);
+            }
+        }
+        place
+    }
 }
 
 impl TryFrom<ServerKeys> for ServerConfig {
@@ -250,8 +309,16 @@ impl TryFrom<ServerKeys> for ServerConfig {
     fn try_from(keys: ServerKeys) -> Result<ServerConfig, String> {
         check_name(&keys.name)?;
         keys.deadlines.check()?;
+        let place = Place {
+            command: keys.command,
+            socket: keys.socket,
+            url: keys.url,
+            token_variable: keys.token_variable,
+            env: keys.env,
+            log: keys.log,
+        };
         Ok(ServerConfig {
-            connect: connect(keys.command, keys.socket, keys.url, keys.env, keys.log)?,
+            connect: place.try_into()?,
             name: keys.name,
             deadlines: keys.deadlines,
             limits: keys.limits,
@@ -264,14 +331,15 @@ impl TryFrom<ServerKeys> for ServerConfig {
 
 impl From<ServerConfig> for ServerKeys {
     fn from(server: ServerConfig) -> ServerKeys {
-        let (command, socket, url, env, log) = keys_of(server.connect);
+        let place = Place::from(server.connect);
         ServerKeys {
             name: server.name,
-            command,
-            socket,
-            url,
-            env,
-            log,
+            command: place.command,
+            socket: place.socket,
+            url: place.url,
+            token_variable: place.token_variable,
+            env: place.env,
+            log: place.log,
             deadlines: server.deadlines,
             limits: server.limits,
             max_restarts: server.max_restarts,
@@ -287,8 +355,16 @@ impl TryFrom<McpKeys> for McpConfig {
     fn try_from(keys: McpKeys) -> Result<McpConfig, String> {
         check_name(&keys.name)?;
         keys.deadlines.check()?;
+        let place = Place {
+            command: keys.command,
+            socket: None,
+            url: keys.url,
+            token_variable: keys.token_variable,
+            env: keys.env,
+            log: keys.log,
+        };
         Ok(McpConfig {
-            connect: connect(keys.command, None, keys.url, keys.env, keys.log)?,
+            connect: place.try_into()?,
             name: keys.name,
             era: keys.era,
             deadlines: keys.deadlines,
@@ -298,33 +374,17 @@ impl TryFrom<McpKeys> for McpConfig {
 
 impl From<McpConfig> for McpKeys {
     fn from(server: McpConfig) -> McpKeys {
-        let (command, _, url, env, log) = keys_of(server.connect);
+        let place = Place::from(server.connect);
         McpKeys {
             name: server.name,
-            command,
-            url,
-            env,
-            log,
+            command: place.command,
+            url: place.url,
+            token_variable: place.token_variable,
+            env: place.env,
+            log: place.log,
             era: server.era,
             deadlines: server.deadlines,
         }
-    }
-}
-
-type ConnectKeys = (
-    Option<Vec<String>>,
-    Option<PathBuf>,
-    Option<String>,
-    BTreeMap<String, String>,
-    Option<PathBuf>,
-);
-
-fn keys_of(connect: Connect) -> ConnectKeys {
-    let none = BTreeMap::new();
-    match connect {
-        Connect::Program(program) => (Some(program.command), None, None, program.env, program.log),
-        Connect::Socket(path) => (None, Some(path), None, none, None),
-        Connect::Http(url) => (None, None, Some(url), none, None),
     }
 }
 
@@ -367,6 +427,10 @@ mod tests {
             (
                 json!({"name": "a", "url": "http://y", "log": "z"}),
                 "belong to a `command`",
+            ),
+            (
+                json!({"name": "a", "command": ["x"], "token_variable": "T"}),
+                "belongs to a `url`",
             ),
             (json!({"name": "a b", "command": ["x"]}), "letters, digits"),
             (

@@ -15,4 +15,6 @@ mod runtime;
 pub mod screening;
 
 pub use agentenv::{AgentEnv, OpenError};
-pub use config::{Connect, Deadlines, ExternalConfig, McpConfig, Program, ServerConfig};
+pub use config::{
+    Address, Connect, Deadlines, Era, ExternalConfig, McpConfig, Program, ServerConfig,
+};

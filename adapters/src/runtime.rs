@@ -31,7 +31,9 @@ pub(crate) fn within<T: Send + 'static>(
     let (sender, receiver) = sync_channel(1);
     // Not `block_on`, which panics on a thread of another runtime.
     runtime()?.spawn(async move {
-        let _ = sender.send(tokio::time::timeout(deadline, future).await.ok());
+        // Whatever the future holds is let go of before the caller goes on.
+        let outcome = tokio::time::timeout(deadline, future).await.ok();
+        let _ = sender.send(outcome);
     });
     // The sender is dropped unused only where the future panics.
     receiver

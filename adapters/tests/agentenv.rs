@@ -110,10 +110,19 @@ fn an_environment_behind_http_is_played() {
 }
 
 #[test]
-fn http_is_refused_to_web_pages_and_without_the_token() {
-    let (_server, url) = Apart::announced(&till(&["--port", "0"]), &[("AGENTENV_TOKEN", "s")]);
-    let error =
-        AgentEnv::connect(&config(json!({"name": "till", "url": url}))).expect_err("no token");
+fn http_asks_for_the_token() {
+    // Some variable that is set, and that tests may not change.
+    let token = std::env::var("PATH").expect("it is set");
+    let (_server, url) = Apart::announced(&till(&["--port", "0"]), &[("AGENTENV_TOKEN", &token)]);
+    let keys = json!({"name": "till", "url": url, "token_variable": "PATH"});
+    AgentEnv::connect(&config(keys)).expect("it is the token");
+    for (variable, words) in [("HOME", "403"), ("NO_SUCH_VARIABLE", "is not set")] {
+        let keys = json!({"name": "till", "url": url, "token_variable": variable});
+        let error = AgentEnv::connect(&config(keys)).expect_err("no token");
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    let error = AgentEnv::connect(&config(json!({"name": "till", "url": url})));
+    let error = error.expect_err("no token");
     assert!(error.to_string().contains("403"), "{error}");
 }
 
@@ -201,7 +210,7 @@ fn levels_are_checked_and_programs_must_be_servers() {
         ),
         (json!(["sleep", "60"]), "no reply in time"),
     ] {
-        let keys = json!({"name": "x", "command": command, "deadlines": {"connect_secs": 0.5}});
+        let keys = json!({"name": "x", "command": command, "deadlines": {"connect_secs": 2.0}});
         let found = error(keys, 1);
         assert!(found.contains(words), "{found}");
     }

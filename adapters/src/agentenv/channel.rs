@@ -9,16 +9,27 @@ use crate::agentenv::wire::{CallError, RpcError};
 use crate::config::Connect;
 use crate::runtime;
 
+/// Where requests go.
+#[derive(Clone)]
+pub(crate) struct Http {
+    client: reqwest::Client,
+    url: String,
+    token: Option<String>,
+}
+
+impl std::fmt::Debug for Http {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Http").finish_non_exhaustive()
+    }
+}
+
 /// Largest body of an HTTP reply.
 const MAX_BODY_BYTES: usize = 16 << 20;
 
 #[derive(Debug)]
 pub(crate) enum Channel {
     Lines(Lines),
-    Http {
-        client: reqwest::Client,
-        url: String,
-    },
+    Http(Http),
 }
 
 impl Channel {
@@ -32,15 +43,18 @@ impl Channel {
             Connect::Socket(path) => Lines::connect(path)
                 .map(Channel::Lines)
                 .map_err(|error| format!("{}: {error}", path.display())),
-            Connect::Http(url) => {
+            Connect::Http(address) => {
                 // A connection that was idle may be closed just as a call is written to it.
                 let client = reqwest::Client::builder().pool_max_idle_per_host(0);
                 let client = client
                     .redirect(reqwest::redirect::Policy::none())
                     .no_proxy();
                 let client = client.build().map_err(|error| error.to_string())?;
-                let url = url.clone();
-                Ok(Channel::Http { client, url })
+                Ok(Channel::Http(Http {
+                    client,
+                    url: address.url.clone(),
+                    token: address.token()?,
+                }))
             }
         }
     }
@@ -54,8 +68,8 @@ impl Channel {
     ) -> Result<Value, CallError> {
         match self {
             Channel::Lines(lines) => lines.request(method, params, deadline),
-            Channel::Http { client, url } => {
-                let posted = post(client.clone(), url.clone(), message(method, params));
+            Channel::Http(http) => {
+                let posted = post(http.clone(), message(method, params));
                 match runtime::within(deadline, posted) {
                     Ok(Some(result)) => result,
                     Ok(None) => Err(CallError::Timeout),
@@ -69,8 +83,8 @@ impl Channel {
     pub(crate) fn tell(&self, method: &str, params: &Value) {
         match self {
             Channel::Lines(lines) => lines.tell(method, params),
-            Channel::Http { client, url } => {
-                let posted = post(client.clone(), url.clone(), message(method, params));
+            Channel::Http(http) => {
+                let posted = post(http.clone(), message(method, params));
                 runtime::spawn(Duration::from_secs(10), posted);
             }
         }
@@ -80,7 +94,7 @@ impl Channel {
     pub(crate) fn has_ended(&self) -> bool {
         match self {
             Channel::Lines(lines) => lines.has_ended(),
-            Channel::Http { .. } => false,
+            Channel::Http(_) => false,
         }
     }
 
@@ -95,7 +109,7 @@ impl Channel {
     pub(crate) fn process_id(&self) -> Option<u32> {
         match self {
             Channel::Lines(lines) => lines.process_id(),
-            Channel::Http { .. } => None,
+            Channel::Http(_) => None,
         }
     }
 }
@@ -104,10 +118,14 @@ fn message(method: &str, params: &Value) -> Value {
     json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
 }
 
-async fn post(client: reqwest::Client, url: String, message: Value) -> Result<Value, CallError> {
+async fn post(http: Http, message: Value) -> Result<Value, CallError> {
     // The address is the user's own; what lies behind it may hold a token.
     let lost = |error: reqwest::Error| CallError::Lost(error.without_url().to_string());
-    let request = client.post(url).header("content-type", "application/json");
+    let mut request = http.client.post(http.url);
+    request = request.header("content-type", "application/json");
+    if let Some(token) = http.token {
+        request = request.bearer_auth(token);
+    }
     let mut response = request
         .body(message.to_string())
         .send()

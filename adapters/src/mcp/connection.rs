@@ -111,8 +111,11 @@ impl Server {
                 });
                 (Some(running), client)
             }
-            Connect::Http(url) => {
-                let mut config = StreamableHttpClientTransportConfig::with_uri(url.as_str());
+            Connect::Http(address) => {
+                let url = address.url.as_str();
+                let mut config = StreamableHttpClientTransportConfig::with_uri(url);
+                let token = address.token();
+                config.auth_header = token.map_err(|words| self.fault(FaultKind::Infra, &words))?;
                 // A session that the server lost is lost: what it held can't be made again.
                 config.reinit_on_expired_session = false;
                 let client = runtime::within(patience, async move {
