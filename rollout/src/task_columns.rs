@@ -75,3 +75,22 @@ impl TaskColumns {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_environment_keeps_its_name_and_version() {
+        let key = TaskKey::External(ExternalKey {
+            environment: "a@b".to_string(),
+            version: 3,
+            split: Split::HeldOut,
+            level: 2,
+            seed: 9,
+        });
+        let columns = TaskColumns::of(&key);
+        assert_eq!(columns.family, "environment:a@b@3");
+        assert_eq!(columns.key(), Ok(key));
+    }
+}
