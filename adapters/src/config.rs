@@ -202,22 +202,6 @@ mod tests {
     }
 
     #[test]
-    fn the_entries_of_the_page_are_read() {
-        use ron::extensions::Extensions;
-        let page = include_str!("../../docs/agentenv.md");
-        let options = ron::Options::default().with_default_extension(Extensions::IMPLICIT_SOME);
-        let blocks = page.split("```ron\n").skip(1);
-        let entries = blocks.map(|block| block.split("```").next().expect("it ends"));
-        let names: Vec<String> = entries
-            .map(|entry| {
-                let entry: ExternalConfig = options.from_str(entry).expect("it is read");
-                entry.server.name
-            })
-            .collect();
-        assert_eq!(names, ["till", "reasoning_gym"]);
-    }
-
-    #[test]
     fn what_is_wrong_with_an_entry_is_said() {
         for (server, words) in [
             (json!({"name": "a"}), "one of `command`, `socket` and `url`"),
