@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prints the path of a Python that has the packages of tests/requirements.txt, with which some tests read
-# results back. Made once in the download cache ($BALEEN_CACHE, default ~/.cache/baleen; 117 MB
-# are fetched, 330 MB unpacked), and again whenever the requirements or python3 change. Prints nothing where python3 is too
+# results back. Made once in the download cache ($BALEEN_CACHE, default ~/.cache/baleen; 142 MB
+# are fetched, 480 MB unpacked), and again whenever the requirements or python3 change. Prints nothing where python3 is too
 # old for them; those tests then say that they are skipped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -3,6 +3,8 @@
 //! Calls reach a session already checked against the schemas of its tools; limits, deadlines and cuts are
 //! [`Episode`](crate::Episode)'s. Dropping a session ends it and whatever it started.
 
+use std::fmt;
+
 use serde_json::{Map, Value};
 
 use crate::tool::ToolOutput;
@@ -48,6 +50,16 @@ pub trait Session: Send {
     /// # Errors
     /// A fault of the service.
     fn grade(&mut self, answer: &str) -> Result<Verdict, Fault>;
+}
+
+/// Opens the sessions of one task, where they are not a family's: those of another program, or those with tools of
+/// other servers.
+pub trait OpenSession: fmt::Debug + Send + Sync {
+    /// A fresh session.
+    ///
+    /// # Errors
+    /// A fault of the service.
+    fn open(&self) -> Result<Box<dyn Session>, Fault>;
 }
 
 impl From<ToolOutput> for Called {

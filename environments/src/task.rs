@@ -1,6 +1,7 @@
 //! What a task is: its name, what the policy sees of it, and what is sealed.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -9,7 +10,7 @@ use crate::dataset::AnswerGrader;
 use crate::echo::without_question;
 use crate::episode::EpisodeLimits;
 use crate::family::Family;
-use crate::session::{Called, Session};
+use crate::session::{Called, OpenSession, Session};
 use crate::tool::{ToolCall, ToolDef};
 use crate::verdict::{Fault, FaultKind, Verdict};
 
@@ -32,6 +33,8 @@ pub enum TaskKey {
     Family(FamilyKey),
     /// A row of a dataset.
     Row(RowKey),
+    /// A task of an environment outside this program.
+    External(ExternalKey),
 }
 
 /// Names one instance of a task family.
@@ -58,6 +61,21 @@ pub struct RowKey {
     pub row: u64,
 }
 
+/// Names one task of an environment outside this program.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ExternalKey {
+    /// Name of the environment in the configuration.
+    pub environment: String,
+    /// Version that the environment itself states.
+    pub version: u32,
+    /// Train or held-out.
+    pub split: Split,
+    /// Difficulty, as the environment counts it.
+    pub level: u32,
+    /// Picks the task.
+    pub seed: u64,
+}
+
 impl From<FamilyKey> for TaskKey {
     fn from(key: FamilyKey) -> TaskKey {
         TaskKey::Family(key)
@@ -70,6 +88,12 @@ impl From<RowKey> for TaskKey {
     }
 }
 
+impl From<ExternalKey> for TaskKey {
+    fn from(key: ExternalKey) -> TaskKey {
+        TaskKey::External(key)
+    }
+}
+
 impl fmt::Display for TaskKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -77,6 +101,7 @@ impl fmt::Display for TaskKey {
                 write!(f, "{} level {} seed {}", key.family, key.level, key.seed)
             }
             TaskKey::Row(key) => key.fmt(f),
+            TaskKey::External(key) => key.fmt(f),
         }
     }
 }
@@ -84,6 +109,22 @@ impl fmt::Display for TaskKey {
 impl fmt::Display for RowKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "dataset {} row {}", self.dataset, self.row)
+    }
+}
+
+impl fmt::Display for ExternalKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ExternalKey {
+            environment,
+            version,
+            level,
+            seed,
+            ..
+        } = self;
+        write!(
+            f,
+            "environment {environment} version {version} level {level} seed {seed}"
+        )
     }
 }
 
@@ -119,22 +160,73 @@ impl fmt::Debug for Task {
 }
 
 /// What grades the answers to a task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) enum Verifier {
     Family(Family),
     Answer(AnswerGrader),
+    /// A session of its own, for a task of one turn as well.
+    Session(Arc<dyn OpenSession>),
+}
+
+impl PartialEq for Verifier {
+    fn eq(&self, other: &Verifier) -> bool {
+        match (self, other) {
+            (Verifier::Family(a), Verifier::Family(b)) => a == b,
+            (Verifier::Answer(a), Verifier::Answer(b)) => a == b,
+            (Verifier::Session(a), Verifier::Session(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
 }
 
 impl Task {
-    /// Grades `completion`, the policy's text, exactly. Repetitions of the question don't count. For a task of one
-    /// turn; one with tools is graded by its [`Episode`](crate::Episode).
+    /// A task whose sessions `opener` opens: one of an environment outside this program. It has no worked solution.
+    pub fn external(
+        key: ExternalKey,
+        system: Option<String>,
+        question: String,
+        tools: Vec<ToolDef>,
+        limits: EpisodeLimits,
+        opener: Arc<dyn OpenSession>,
+    ) -> Task {
+        Task {
+            key: key.into(),
+            system,
+            question,
+            tools,
+            limits,
+            witness: Vec::new(),
+            solution: String::new(),
+            gold: String::new(),
+            verifier: Verifier::Session(opener),
+        }
+    }
+
+    /// This task with other tools, run by the sessions that `opener` opens. They may grade by [`Task::verify`] of the
+    /// task as it was.
+    #[must_use]
+    pub fn with_tools(self, tools: Vec<ToolDef>, opener: Arc<dyn OpenSession>) -> Task {
+        Task {
+            tools,
+            verifier: Verifier::Session(opener),
+            ..self
+        }
+    }
+
+    /// Grades `completion`, the policy's text, exactly. Repetitions of the question don't count; but a session of its
+    /// own reads the text as it is. For a task of one turn; one with tools is graded by its
+    /// [`Episode`](crate::Episode).
     pub fn verify(&self, completion: &str) -> Verdict {
-        match self.verifier {
+        match &self.verifier {
             Verifier::Family(family) => {
                 let answer = without_question(completion, &self.question);
                 family.definition().grade(&self.gold, &answer)
             }
             Verifier::Answer(grader) => grader.grade(&self.question, &self.gold, completion),
+            Verifier::Session(opener) => {
+                let graded = opener.open().and_then(|mut open| open.grade(completion));
+                graded.unwrap_or_else(Verdict::from)
+            }
         }
     }
 
@@ -152,9 +244,10 @@ impl Task {
     /// # Errors
     /// A fault of the service.
     pub(crate) fn open(&self) -> Result<Box<dyn Session>, Fault> {
-        let opened = match &self.key {
-            TaskKey::Family(key) => key.family.definition().open(key.level, &self.gold)?,
-            TaskKey::Row(_) => None,
+        let opened = match (&self.verifier, &self.key) {
+            (Verifier::Session(opener), _) => Some(opener.open()?),
+            (_, TaskKey::Family(key)) => key.family.definition().open(key.level, &self.gold)?,
+            (_, TaskKey::Row(_) | TaskKey::External(_)) => None,
         };
         Ok(opened.unwrap_or_else(|| Box::new(OneTurn(self.clone()))))
     }

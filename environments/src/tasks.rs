@@ -1,23 +1,38 @@
-//! From a key to its task: families make theirs, datasets read theirs.
+//! From a key to its task: families make theirs, datasets read theirs, environments outside this program are asked.
 //!
 //! The samples of a prompt are graded one by one, so the tasks asked for last are kept.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::dataset::{Dataset, DatasetConfig, DatasetError};
 use crate::family::Family;
-use crate::task::{Task, TaskKey};
+use crate::task::{ExternalKey, Task, TaskKey};
+use crate::verdict::Fault;
 
 /// Tasks kept.
 const MAX_RECENT: usize = 64;
 /// Bytes of text of the tasks kept.
 const MAX_RECENT_BYTES: usize = 16 << 20;
 
+/// An environment outside this program.
+pub trait ExternalTasks: fmt::Debug + Send + Sync {
+    /// Its name in the configuration.
+    fn name(&self) -> &str;
+
+    /// The task that `key` names, the same at every call.
+    ///
+    /// # Errors
+    /// A fault of the service, or a key of another environment or version.
+    fn task(&self, key: &ExternalKey) -> Result<Task, Fault>;
+}
+
 /// Every task that a run may meet. Threads may share it.
 #[derive(Debug, Default)]
 pub struct Tasks {
     datasets: BTreeMap<String, Dataset>,
+    externals: BTreeMap<String, Arc<dyn ExternalTasks>>,
     /// Newest last.
     recent: Mutex<VecDeque<Arc<Task>>>,
 }
@@ -38,8 +53,16 @@ impl Tasks {
         });
         Ok(Tasks {
             datasets: opened.collect::<Result<_, DatasetError>>()?,
+            externals: BTreeMap::new(),
             recent: Mutex::default(),
         })
+    }
+
+    /// With the tasks of an environment outside this program, whose name differs from those before it.
+    #[must_use]
+    pub fn with_external(mut self, external: Arc<dyn ExternalTasks>) -> Tasks {
+        self.externals.insert(external.name().to_string(), external);
+        self
     }
 
     /// The datasets, by name.
@@ -62,7 +85,8 @@ impl Tasks {
     /// The task that `key` names.
     ///
     /// # Errors
-    /// A dataset that is not there, or a row that can't be read.
+    /// A dataset or environment that is not there, a row that can't be read, or a fault of an environment outside this
+    /// program.
     ///
     /// # Panics
     /// When a family has no such level.
@@ -74,6 +98,7 @@ impl Tasks {
         let task = Arc::new(match key {
             TaskKey::Family(key) => Family::task(key),
             TaskKey::Row(key) => self.dataset(&key.dataset)?.task(key)?,
+            TaskKey::External(key) => self.external(key)?,
         });
         let mut recent = self.recent();
         recent.push_back(task.clone());
@@ -82,6 +107,17 @@ impl Tasks {
             num_bytes -= recent.pop_front().map_or(0, |task| num_bytes_of(&task));
         }
         Ok(task)
+    }
+
+    fn external(&self, key: &ExternalKey) -> Result<Task, DatasetError> {
+        let external = self.externals.get(&key.environment);
+        let external = external.ok_or_else(|| DatasetError::Unknown {
+            name: format!("environment {}", key.environment),
+        })?;
+        external.task(key).map_err(|fault| DatasetError::External {
+            name: key.to_string(),
+            fault,
+        })
     }
 
     fn recent(&self) -> MutexGuard<'_, VecDeque<Arc<Task>>> {

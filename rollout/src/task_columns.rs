@@ -1,11 +1,14 @@
 //! A task's key as the columns `family`, `level`, `split` and `task_seed` of a rollout file hold it.
 //!
-//! A row of a dataset has the family `dataset:NAME`, level 0 and its number as the seed.
+//! A row of a dataset has the family `dataset:NAME`, level 0 and its number as the seed; a task of an environment outside
+//! this program has the family `environment:NAME@VERSION`.
 
-use environments::{FamilyKey, RowKey, Split, TaskKey};
+use environments::{ExternalKey, FamilyKey, RowKey, Split, TaskKey};
 
 /// Before the name of a dataset.
 const DATASET: &str = "dataset:";
+/// Before the name of an environment outside this program.
+const EXTERNAL: &str = "environment:";
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +34,12 @@ impl TaskColumns {
                 split: key.split,
                 task_seed: key.row,
             },
+            TaskKey::External(key) => TaskColumns {
+                family: format!("{EXTERNAL}{}@{}", key.environment, key.version),
+                level: key.level,
+                split: key.split,
+                task_seed: key.seed,
+            },
         }
     }
 
@@ -44,6 +53,19 @@ impl TaskColumns {
                 row: self.task_seed,
             }));
         }
+        if let Some(named) = self.family.strip_prefix(EXTERNAL) {
+            let (environment, version) = named
+                .rsplit_once('@')
+                .and_then(|(name, version)| Some((name, version.parse().ok()?)))
+                .ok_or_else(|| format!("{}: an environment without a version", self.family))?;
+            return Ok(TaskKey::External(ExternalKey {
+                environment: environment.to_string(),
+                version,
+                split: self.split,
+                level: self.level,
+                seed: self.task_seed,
+            }));
+        }
         let family = self.family.parse();
         Ok(TaskKey::Family(FamilyKey {
             family: family.map_err(|error: environments::UnknownFamily| error.to_string())?,
@@ -51,5 +73,24 @@ impl TaskColumns {
             level: self.level,
             seed: self.task_seed,
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_environment_keeps_its_name_and_version() {
+        let key = TaskKey::External(ExternalKey {
+            environment: "a@b".to_string(),
+            version: 3,
+            split: Split::HeldOut,
+            level: 2,
+            seed: 9,
+        });
+        let columns = TaskColumns::of(&key);
+        assert_eq!(columns.family, "environment:a@b@3");
+        assert_eq!(columns.key(), Ok(key));
     }
 }

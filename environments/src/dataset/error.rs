@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::task::Split;
+use crate::verdict::Fault;
 
 /// A dataset can't be opened or read.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +76,14 @@ pub enum DatasetError {
     Changed {
         /// File.
         path: PathBuf,
+    },
+    /// An environment outside this program did not give a task.
+    #[error("{name}: {fault}")]
+    External {
+        /// The task asked for.
+        name: String,
+        /// What failed.
+        fault: Fault,
     },
     /// A dataset, or a row of a split, that is not there.
     #[error("there is no {name} here")]

@@ -102,7 +102,7 @@ fn seeds_of(family: Family, wanted: u64) -> std::ops::Range<u64> {
 fn made(task: &Task) -> &FamilyKey {
     match &task.key {
         TaskKey::Family(key) => key,
-        TaskKey::Row(key) => panic!("{key} is no family's"),
+        other => panic!("{other} is no family's"),
     }
 }
 
