@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     /// Every page with a table, and whose.
-    const PAGES: [(&str, &[Family]); 2] = [
+    const PAGES: [(&str, &[Family]); 5] = [
         (
             include_str!("../../docs/environments.md"),
             &[
@@ -118,8 +118,12 @@ mod tests {
         (
             include_str!("../../docs/families/agent.md"),
             &[Family::TripPlanner, Family::OrderDesk, Family::Lookup],
+        ),
+        (
             include_str!("../../docs/families/logic.md"),
             &crate::logic::levels::FAMILIES,
+        ),
+        (
             include_str!("../../docs/families/math.md"),
             &[
                 Family::Congruences,
@@ -130,6 +134,9 @@ mod tests {
                 Family::MatrixInverse,
                 Family::Diophantine,
                 Family::WaitingTime,
+            ],
+        ),
+        (
             include_str!("../../docs/families/programming.md"),
             &[
                 Family::ComposeFunction,

@@ -18,6 +18,7 @@ use crate::logic::{colouring, cryptarithm, knights, mines, sat, sokoban, sudoku,
 use crate::math::{
     congruences, diophantine, lattice_paths, matrix_inverse, partitions, polynomials, recurrences,
     waiting_time,
+};
 use crate::programming::{
     compose_function, efficient_program, invert_program, regex_synthesis, repair_program,
 };
@@ -101,9 +102,7 @@ pub struct UnknownFamily {
 
 impl Family {
     /// Every family.
-    pub const ALL: [Family; 8] = [
-    pub const ALL: [Family; 13] = [
-    pub const ALL: [Family; 10] = [
+    pub const ALL: [Family; 29] = [
         Family::Sums,
         Family::Products,
         Family::Compare,

@@ -232,9 +232,11 @@ impl Task {
 
     /// Whether it is an episode of several turns: with tools, or with a user who may speak again.
     pub fn has_turns(&self) -> bool {
-        let talks = match self.verifier {
+        let talks = match &self.verifier {
             Verifier::Family(family) => family.definition().talks(),
             Verifier::Answer(_) => false,
+            // Who is behind it may always say something.
+            Verifier::Session(_) => true,
         };
         talks || !self.tools.is_empty()
     }
