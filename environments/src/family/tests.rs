@@ -205,7 +205,7 @@ fn a_draw_in_a_hundred_lands_in_either_split() {
         let definition = family.definition();
         for level in family.levels() {
             let key = key(family, Split::Train, level, 0);
-            let num_drawn = if family.is_quick() { 5000 } else { 100 };
+            let num_drawn = if family.is_quick() { 5000 } else { 400 };
             let drawn: Vec<Split> = (0..num_drawn)
                 .filter_map(|attempt| {
                     definition.draw(level, &mut Draw::new(Purpose::Instance, &key, attempt))

@@ -15,15 +15,23 @@ pub(crate) struct Diophantine;
 /// Answers beyond this size are not read, so that squares fit.
 const LARGEST: i64 = 1_000_000_000;
 
-/// The largest coefficient or witness drawn.
-fn size(level: u32) -> i64 {
+/// What an equation looks like.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Linear,
+    TwoSquares,
+    DifferenceOfSquares,
+}
+
+/// The kind, and the largest coefficient or witness drawn; in the order of the work that the search takes.
+fn shape(level: u32) -> (Kind, i64) {
     match level {
-        1 => 9,
-        2 => 30,
-        3 => 500,
-        4 => 40,
-        5 => 400,
-        _ => 1500,
+        1 => (Kind::Linear, 9),
+        2 => (Kind::TwoSquares, 40),
+        3 => (Kind::Linear, 30),
+        4 => (Kind::DifferenceOfSquares, 1500),
+        5 => (Kind::TwoSquares, 400),
+        _ => (Kind::Linear, 500),
     }
 }
 
@@ -76,8 +84,8 @@ impl TaskFamily for Diophantine {
     }
 
     fn draw(&self, level: u32, draw: &mut Draw) -> Option<Instance> {
-        let largest = size(level);
-        let (equation, text, canonical) = if level <= 3 {
+        let (kind, largest) = shape(level);
+        let (equation, text, canonical) = if kind == Kind::Linear {
             let (a, b) = (draw.between(2..=largest), draw.between(2..=largest));
             let n = draw.between(1..=4 * largest);
             // Neither variable may be zero in the obvious answer.
@@ -91,7 +99,10 @@ impl TaskFamily for Diophantine {
             )
         } else {
             let (x, y) = (draw.between(1..=largest), draw.between(1..=largest));
-            let d = if level == 6 { -draw.between(2..=99) } else { 1 };
+            let d = match kind {
+                Kind::DifferenceOfSquares => -draw.between(2..=99),
+                _ => 1,
+            };
             let n = x * x + d * y * y;
             if root(n).is_some() || root(-d).is_some() || n < 1 {
                 return None;
@@ -132,7 +143,7 @@ impl TaskFamily for Diophantine {
     }
 
     fn random_answer(&self, level: u32, _question: &str, draw: &mut Draw) -> String {
-        let largest = size(level);
+        let (_, largest) = shape(level);
         boxed(&[
             draw.between(-largest..=largest),
             draw.between(-largest..=largest),

@@ -77,8 +77,8 @@ fn answer_size(level: u32) -> (i64, usize) {
     match level {
         1 => (5, 3),
         2 => (9, 3),
-        3 => (5, 5),
-        4 => (12, 3),
+        3 => (12, 3),
+        4 => (5, 5),
         5 => (15, 5),
         _ => (6, 10),
     }
@@ -119,8 +119,8 @@ impl TaskFamily for Polynomials {
                 let question = format!("({})({})", text(&factors[0]), text(&factors[1]));
                 Some(coefficients(&question, &expanded, work))
             }
-            3 | 6 => {
-                let degrees = if level == 3 { (2, 2) } else { (3, 3) };
+            4 | 6 => {
+                let degrees = if level == 4 { (2, 2) } else { (3, 3) };
                 let outer = random(degrees.0, largest, draw);
                 let inner = random(degrees.1, largest, draw);
                 let expanded = composition(&outer, &inner, &mut work);

@@ -40,6 +40,7 @@ fn the_documented_work_is_the_measured_one_and_grows_with_the_level() {
         for level in family.levels() {
             works.push(mean_work_tenths(family, level));
         }
+        assert!(works.is_sorted(), "{family}: {works:?}");
         let shown: Vec<String> = works
             .iter()
             .map(|work| format!("{}.{}", work / 10, work % 10))

@@ -26,6 +26,8 @@ const BROKEN: u32 = 260;
 const ANSWER: u32 = 55; // '7'
 const END: u32 = 257;
 const VOCAB: usize = 264;
+/// Samples a prompt: enough that every kind of turn is among them.
+const GROUP: usize = 24;
 const CALL_TEXT: &str =
     "<tool_call>{\"name\": \"lookup\", \"arguments\": {\"key\": \"zz\"}}</tool_call>";
 
@@ -165,7 +167,7 @@ fn play(
         grader: &grader,
         episodes: Some(host),
     };
-    let mut driver = Driver::new(&model, settings, 5, 8, judge);
+    let mut driver = Driver::new(&model, settings, 5, GROUP, judge);
     let ids: Vec<u64> = prompts.iter().map(|prompt| prompt.id).collect();
     for prompt in prompts {
         driver.submit(prompt, Vec::new()).unwrap();
@@ -227,7 +229,7 @@ fn episodes_are_played_and_graded_as_their_turns_say() {
     assert_eq!(groups.len(), 4);
     let mut stops = std::collections::BTreeMap::new();
     for (group, prompt) in groups.iter().zip(&prompts) {
-        assert_eq!((&group.prompt, group.samples.len()), (prompt, 8));
+        assert_eq!((&group.prompt, group.samples.len()), (prompt, GROUP));
         for sample in &group.samples {
             let turns = turns(&host, prompt, sample);
             // The same turns in an episode of their own.
@@ -411,7 +413,7 @@ fn faults_of_the_service_make_samples_invalid_and_nothing_waits_for_them() {
                 Verdict::Graded { .. } => assert!(!called, "{}", sample.text),
             }
         }
-        assert!(num_invalid > 0 && num_invalid < 8);
+        assert!(num_invalid > 0 && num_invalid < GROUP);
     }
 }
 
