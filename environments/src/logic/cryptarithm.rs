@@ -237,9 +237,9 @@ fn filled(question: &str, free: &[u8]) -> String {
         .collect::<Vec<_>>()
         .into_iter();
     for letter in letters {
-        if !digits.contains_key(&letter) {
-            digits.insert(letter, free.next().unwrap_or(0));
-        }
+        digits
+            .entry(letter)
+            .or_insert_with(|| free.next().unwrap_or(0));
     }
     format!("\\boxed{{{}}}", reading(&digits))
 }

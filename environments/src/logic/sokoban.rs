@@ -233,11 +233,11 @@ impl Distances {
     }
 
     fn reach(&mut self, position: &Position, moves: u16) {
-        if let Some(code) = self.code(position) {
-            if self.moves[code] == FAR {
-                self.moves[code] = moves;
-                self.reached.push(code);
-            }
+        if let Some(code) = self.code(position)
+            && self.moves[code] == FAR
+        {
+            self.moves[code] = moves;
+            self.reached.push(code);
         }
     }
 

@@ -447,7 +447,7 @@ fn segment_id((prompt, sample): PlayerId, number: u64) -> Option<u64> {
     let fits = prompt >> PROMPT_BITS == 0
         && sample >> SAMPLE_BITS == 0
         && number >> (63 - PROMPT_BITS - SAMPLE_BITS) == 0;
-    fits.then(|| {
-        held_out | number << (PROMPT_BITS + SAMPLE_BITS) | (sample as u64) << PROMPT_BITS | prompt
-    })
+    // Shifts of what does not fit are thrown away.
+    let own = number.wrapping_shl(PROMPT_BITS + SAMPLE_BITS) | (sample as u64) << PROMPT_BITS;
+    fits.then_some(held_out | own | prompt)
 }

@@ -58,7 +58,7 @@ fn later(tokens: &[u32]) -> Segment {
             selection: sample.selection,
             policy_versions: sample.policy_versions,
             finish_reason: sample.finish_reason,
-            given: vec![0..1],
+            given: std::iter::once(0..1).collect(),
         },
     }
 }

@@ -144,7 +144,7 @@ fn talk(index: usize) -> Sample {
     let whole = sample(index, 3, &[20, 50, 51, 21]);
     let later = sample(index, 4, &[22, 23]);
     Sample {
-        given: vec![1..3],
+        given: std::iter::once(1..3).collect(),
         later: vec![Segment {
             prompt_tokens: vec![10, 11, 12, 13],
             completion: GeneratedSample {
@@ -216,7 +216,7 @@ fn a_later_segment_that_does_not_fit_its_tokens_is_named() {
     );
     let mut group = self::group(7, &[10, 11, 12], &[&[30]]);
     group.samples.push(talk(1));
-    group.samples[1].given = vec![3..4];
+    group.samples[1].given = std::iter::once(3..4).collect();
     let error = pack(&[group], &[vec![Some(1.0), Some(0.0)]], &options(100)).unwrap_err();
     assert!(
         error.to_string().contains("leave none to be drawn"),
