@@ -31,5 +31,6 @@ mod report;
 mod resume;
 mod rollout_files;
 mod run_files;
+mod servers;
 mod terminal;
 mod watch;

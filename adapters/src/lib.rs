@@ -15,6 +15,4 @@ mod runtime;
 pub mod screening;
 
 pub use agentenv::{AgentEnv, OpenError};
-pub use config::{
-    Address, Connect, Deadlines, Era, ExternalConfig, McpConfig, Program, ServerConfig,
-};
+pub use config::{Address, Connect, Deadlines, Era, McpConfig, Program, ServerConfig};

@@ -5,10 +5,9 @@
 //! pages it names.
 
 use crate::draw::{Draw, Purpose};
-use crate::episode::{AssistantTurn, Episode};
+use crate::episode::Episode;
 use crate::family::Family;
-use crate::task::{FamilyKey, Split, Task};
-use crate::verdict::Verdict;
+use crate::task::{FamilyKey, Split};
 
 /// A way of answering without skill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,25 +57,12 @@ impl Baseline {
             };
             let task = Family::task(&key);
             let answer = self.answer(&key, &task.question);
-            let verdict = said(&task, answer);
+            let verdict = Episode::played(&task, &[], &answer);
             // A fault counts in full, so that a grader that is not there can't pass for a hard one.
             verdict.reward().unwrap_or(1.0)
         };
         (0..num_seeds).map(reward).sum::<f64>() / f64::from(num_seeds)
     }
-}
-
-/// What `answer` earns in an episode that it begins and ends.
-fn said(task: &Task, answer: String) -> Verdict {
-    let turn = AssistantTurn {
-        content: answer,
-        calls: Vec::new(),
-    };
-    let graded = Episode::open(task).and_then(|mut episode| {
-        episode.step(&turn)?;
-        Ok(episode.grade())
-    });
-    graded.unwrap_or_else(Verdict::from)
 }
 
 /// Mean rewards of `families`, by level and baseline, as the rows of a Markdown table. Those that are not quick get a

@@ -37,6 +37,6 @@ pub use instance::Domain;
 pub use sandboxed::sandbox;
 pub use session::{Called, OpenSession, Reply, Session};
 pub use task::{ExternalKey, FamilyKey, RowKey, Split, Task, TaskKey};
-pub use tasks::{ExternalTasks, Tasks};
+pub use tasks::{Equip, ExternalTasks, Tasks};
 pub use tool::{ToolCall, ToolDef, ToolMessage, ToolOutput};
 pub use verdict::{Fault, FaultKind, Verdict};

@@ -62,6 +62,17 @@ pub enum TrainerError {
     /// Prompts from files.
     #[error(transparent)]
     Dataset(#[from] environments::DatasetError),
+    /// Another program's tasks.
+    #[error(transparent)]
+    Server(#[from] adapters::OpenError),
+    /// Another program's tools.
+    #[error("environments: {environment}: mcp: {fault}")]
+    Mcp {
+        /// The environment that asks for them.
+        environment: String,
+        /// What failed.
+        fault: environments::Fault,
+    },
     /// Files that are not those that the run began with.
     #[error(
         "{path} is not what it was when the run began ({problem}), so the run can't go on as it would have; put \

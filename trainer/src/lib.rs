@@ -13,6 +13,7 @@ pub mod dashboard;
 pub mod dataset_record;
 pub mod doctor;
 mod environment_config;
+pub mod episode_figures;
 pub mod error;
 pub mod evaluation;
 pub mod event_file;

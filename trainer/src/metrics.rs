@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rollout::crash_point;
 use serde::{Deserialize, Serialize};
 
+use crate::episode_figures::{EnvironmentFigures, EpisodeFigures};
 use crate::off_policy::OffPolicy;
 use crate::run_folder::replace_file;
 
@@ -53,6 +54,12 @@ pub struct StepMetrics {
     /// Samples that failed through no fault of the policy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub invalid_samples: Option<usize>,
+    /// The same by environment, where there are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub by_environment: Vec<EnvironmentFigures>,
+    /// Turns and tool calls.
+    #[serde(flatten)]
+    pub episodes: EpisodeFigures,
 
     /// Loss that was minimised.
     #[serde(skip_serializing_if = "Option::is_none")]

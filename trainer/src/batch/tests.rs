@@ -245,6 +245,7 @@ fn samples_have_the_kl_scale_of_their_environment() {
         source,
         weight: 1.0,
         kl_scale,
+        mcp: Vec::new(),
     };
     let family = |family, level| TaskSource::Family { family, level };
     let dataset = DatasetConfig {

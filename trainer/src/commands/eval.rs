@@ -206,6 +206,7 @@ fn environments(families: &[String], levels: &[u32]) -> Result<Vec<EnvironmentCo
                 source: TaskSource::Family { family, level },
                 weight: 1.0,
                 kl_scale: 1.0,
+                mcp: Vec::new(),
             })
         })
         .collect()
@@ -229,10 +230,9 @@ fn table(environments: &[EnvironmentConfig], groups: &[Group]) -> String {
             .iter()
             .filter(|group| environment.is_source_of(&group.prompt.task))
             .collect();
-        match &environment.source {
-            TaskSource::Family { family, level } => line(family.name(), &level.to_string(), &own),
-            TaskSource::Dataset(dataset) => line(&dataset.name(), "-", &own),
-        }
+        let (name, level) = environment.source.name_and_level();
+        let level = level.map_or("-".to_string(), |level| level.to_string());
+        line(&name, &level, &own);
     }
     if environments.len() > 1 {
         line("all", "", &groups.iter().collect::<Vec<_>>());
@@ -276,7 +276,7 @@ mod tests {
                 .iter()
                 .map(|environment| match environment.source {
                     TaskSource::Family { family, level } => (family, level),
-                    TaskSource::Dataset(_) => panic!("no dataset was asked for"),
+                    _ => panic!("only families were asked for"),
                 })
                 .collect()
         };

@@ -160,6 +160,8 @@ impl From<TrainerError> for Failure {
             | TrainerError::DatasetChanged { .. }
             | TrainerError::NoIndexer { .. }
             | TrainerError::NotReplayable { .. }
+            | TrainerError::Server(_)
+            | TrainerError::Mcp { .. }
             | TrainerError::NoStopToken) => Failure::usage(error),
             error @ (TrainerError::RunCheckpoint(CheckpointError::Io { .. })
             | TrainerError::Io { .. }
@@ -198,6 +200,8 @@ impl From<rollout::RolloutError> for Failure {
     fn from(error: rollout::RolloutError) -> Failure {
         use rollout::RolloutError;
         match error {
+            RolloutError::Chat(error) => error.into(),
+            RolloutError::Task(error) => error.into(),
             RolloutError::EmptyPrompt { .. } | RolloutError::PromptTooLong { .. } => {
                 Failure::usage(error)
             }

@@ -41,7 +41,12 @@ pub fn step(
     let train_secs = start.elapsed().as_secs_f64() - step.reference_secs.unwrap_or(0.0);
     session.publish_to_worker()?;
     learned_file::write(&session.folder.learned_path(number), number, &step.samples)?;
-    Ok(Some(figures::metrics(&rollout, &step, train_secs)))
+    Ok(Some(figures::metrics(
+        &session.config.environments,
+        &rollout,
+        &step,
+        train_secs,
+    )))
 }
 
 /// Writes the samples of the session's next step to their file, and returns its path.

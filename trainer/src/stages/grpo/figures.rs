@@ -4,6 +4,8 @@ use model::KeptTokens;
 use rollout::{FinishReason, Group};
 
 use super::rewards;
+use crate::config::EnvironmentConfig;
+use crate::episode_figures::{EpisodeFigures, by_environment};
 use crate::learned_file::LearnedSample;
 use crate::learner::GrpoStep;
 use crate::metrics::{StepMetrics, StepSecs};
@@ -34,7 +36,12 @@ fn spans_versions(versions: &[u64]) -> bool {
 }
 
 /// The line of a step; stage, counters and total time are the orchestrator's.
-pub(super) fn metrics(rollout: &Rollout, step: &GrpoStep, train_secs: f64) -> StepMetrics {
+pub(super) fn metrics(
+    environments: &[EnvironmentConfig],
+    rollout: &Rollout,
+    step: &GrpoStep,
+    train_secs: f64,
+) -> StepMetrics {
     let samples = || rollout.groups.iter().flat_map(|group| &group.samples);
     let count = samples().count().max(1) as f64;
     let rewards: Vec<f64> = samples()
@@ -68,6 +75,8 @@ pub(super) fn metrics(rollout: &Rollout, step: &GrpoStep, train_secs: f64) -> St
         reward_std: of_rewards(variance.sqrt()),
         pass_rate: of_rewards(passed as f64 / valid),
         invalid_samples: Some(count as usize - rewards.len()),
+        by_environment: by_environment(environments, &rollout.groups),
+        episodes: EpisodeFigures::of(samples()),
         learning_rate: step.learning_rate,
         policy_age: mean_age(&step.samples),
         policy_age_max: step.samples.iter().map(|s| s.policy_age).max(),
