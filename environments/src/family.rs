@@ -174,6 +174,11 @@ impl Family {
         self.definition().name()
     }
 
+    /// What is asked, in a line.
+    pub fn summary(self) -> &'static str {
+        self.definition().summary()
+    }
+
     /// Levels that exist, easiest first.
     pub fn levels(self) -> RangeInclusive<u32> {
         self.definition().levels()
