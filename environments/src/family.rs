@@ -204,6 +204,12 @@ impl Family {
         self.definition().needs_sandbox()
     }
 
+    /// Its tasks are episodes with tools, at some level at least.
+    pub fn has_tools(self) -> bool {
+        let mut levels = self.levels();
+        levels.any(|level| !self.definition().tools(level).is_empty())
+    }
+
     /// The instance that `key` names.
     ///
     /// # Panics
