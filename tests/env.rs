@@ -172,7 +172,7 @@ fn families_that_run_code_are_not_passed_where_no_sandbox_works() {
         assert!(ended.stderr.contains(part), "{}", ended.stderr);
     }
     let ended = play_with(
-        without_launcher(&["env", "play", "repair_program"]),
+        without_launcher(&["env", "play", "compose_function"]),
         "```python\ndef solve(x):\n\n    return x\n```\n\n",
     );
     assert_eq!(ended.code, FAILED, "{}", ended.stderr);

@@ -78,7 +78,15 @@ fn families_that_run_code_are_refused_before_a_run_where_no_sandbox_works() {
     let doctor = ["doctor", TINY, "--set", mixed];
     let out = dir.path().join("out");
     let rollout = ["rollout", TINY, "--out", text(&out), "--set", mixed];
-    for args in [&train[..], &dry, &doctor, &rollout] {
+    let eval = [
+        "eval",
+        "models/none",
+        "--family",
+        "sums",
+        "--family",
+        "repair_program",
+    ];
+    for args in [&train[..], &dry, &doctor, &rollout, &eval] {
         let ended = program::finish(without_launcher(args));
         assert_eq!(ended.code, WRONG_INPUT, "{args:?}: {}", ended.stderr);
         for part in [

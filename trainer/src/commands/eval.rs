@@ -19,6 +19,7 @@ use crate::dataset_record;
 use crate::progress::Progress;
 use crate::prompts::{PromptSource, open_tasks};
 use crate::run_folder::RunLayout;
+use crate::sandbox_check;
 
 /// Measure how many held-out tasks a policy solves
 #[derive(Debug, clap::Args)]
@@ -69,6 +70,7 @@ struct Plan {
 /// Plays and prints a table.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let plan = args.plan()?;
+    sandbox_check::check(&plan.environments)?;
     let model = args.model.load()?;
     let settings = model.generation(
         plan.sampling,
