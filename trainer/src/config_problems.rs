@@ -159,7 +159,9 @@ impl RunConfig {
         let text = stage.text.as_ref().unwrap_or(&self.text);
         let has_solutions = |e: &EnvironmentConfig| e.source.has_solutions();
         found.check(
-            *text != TextConfig::Solutions || self.environments.iter().any(has_solutions),
+            *text != TextConfig::Solutions
+                || self.environments.is_empty()
+                || self.environments.iter().any(has_solutions),
             path,
             "trains on worked solutions, and a server gives none; add a family or a dataset, or set its `text` to \
              PolicySamples or Files",

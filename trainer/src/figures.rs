@@ -118,7 +118,7 @@ mod tests {
             .filter(|figure| figure.label.is_some())
             .collect();
         let names: Vec<&str> = found.iter().map(|figure| &*figure.name).collect();
-        let expected = ["pass_rate", "reward_mean", "samples"];
+        let expected = ["samples", "reward_mean", "pass_rate"];
         assert_eq!(names, expected.map(|name| format!("by_environment_{name}")));
         let label = Some(("environment", "sums 1".to_string()));
         assert!(found.iter().all(|figure| figure.label == label));
