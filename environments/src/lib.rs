@@ -19,6 +19,7 @@ pub mod episode;
 pub mod family;
 mod instance;
 mod integer_answer;
+pub mod interpreter;
 pub mod logic;
 mod math;
 mod programming;

@@ -7,6 +7,7 @@ use crate::committed::committed;
 use crate::integer_answer::integers;
 use crate::verdict::Verdict;
 
+pub(crate) mod computed_answer;
 pub(crate) mod congruences;
 pub(crate) mod diophantine;
 pub(crate) mod lattice_paths;
