@@ -23,6 +23,7 @@ pub mod interpreter;
 pub mod logic;
 mod math;
 mod programming;
+pub mod reward;
 mod sandboxed;
 pub mod session;
 pub mod task;
@@ -35,6 +36,7 @@ pub use dataset::{AnswerGrader, BadRow, Dataset, DatasetConfig, DatasetError, Fi
 pub use episode::{AssistantTurn, Episode, EpisodeLimits, Next, Stop};
 pub use family::{Family, UnknownFamily};
 pub use instance::Domain;
+pub use reward::{CompletionFacts, Reward, RewardConfig, RewardWeights};
 pub use sandboxed::sandbox;
 pub use session::{Called, OpenSession, Reply, Session};
 pub use task::{ExternalKey, FamilyKey, RowKey, Split, Task, TaskKey};
