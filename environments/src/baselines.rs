@@ -148,7 +148,7 @@ mod tests {
         ),
         (
             include_str!("../../docs/families/interpreter.md"),
-            &[Family::ComputedAnswer],
+            &[Family::ComputedAnswer, Family::TableAnswer],
         ),
     ];
 

@@ -21,6 +21,7 @@ use crate::math::{
 };
 use crate::programming::{
     compose_function, efficient_program, invert_program, regex_synthesis, repair_program,
+    table_answer,
 };
 use crate::task::{FamilyKey, Task, Verifier};
 
@@ -92,6 +93,8 @@ pub enum Family {
     EfficientProgram,
     /// Questions whose answer takes a computation, with the code interpreter.
     ComputedAnswer,
+    /// Questions about tables that the code interpreter reads.
+    TableAnswer,
 }
 
 /// A name that no task family has.
@@ -104,7 +107,7 @@ pub struct UnknownFamily {
 
 impl Family {
     /// Every family.
-    pub const ALL: [Family; 30] = [
+    pub const ALL: [Family; 31] = [
         Family::Sums,
         Family::Products,
         Family::Compare,
@@ -135,6 +138,7 @@ impl Family {
         Family::RepairProgram,
         Family::EfficientProgram,
         Family::ComputedAnswer,
+        Family::TableAnswer,
     ];
 
     /// What the family does: the only place that knows which file implements it.
@@ -170,6 +174,7 @@ impl Family {
             Family::RepairProgram => &repair_program::RepairProgram,
             Family::EfficientProgram => &efficient_program::EfficientProgram,
             Family::ComputedAnswer => &computed_answer::ComputedAnswer,
+            Family::TableAnswer => &table_answer::TableAnswer,
         }
     }
 
