@@ -166,6 +166,7 @@ fn play(
         decode: &decode,
         grader: &grader,
         episodes: Some(host),
+        rewards: None,
     };
     let mut driver = Driver::new(&model, settings, 5, GROUP, judge);
     let ids: Vec<u64> = prompts.iter().map(|prompt| prompt.id).collect();
