@@ -183,6 +183,11 @@ impl Family {
         self.definition().name()
     }
 
+    /// What is asked, in a line.
+    pub fn summary(self) -> &'static str {
+        self.definition().summary()
+    }
+
     /// Levels that exist, easiest first.
     pub fn levels(self) -> RangeInclusive<u32> {
         self.definition().levels()
@@ -206,6 +211,12 @@ impl Family {
     /// It runs code that the policy wrote; see [`sandbox`](crate::sandbox).
     pub fn needs_sandbox(self) -> bool {
         self.definition().needs_sandbox()
+    }
+
+    /// Its tasks are episodes with tools, at some level at least.
+    pub fn has_tools(self) -> bool {
+        let mut levels = self.levels();
+        levels.any(|level| !self.definition().tools(level).is_empty())
     }
 
     /// The instance that `key` names.

@@ -62,6 +62,16 @@ pub enum TrainerError {
     /// Prompts from files.
     #[error(transparent)]
     Dataset(#[from] environments::DatasetError),
+    /// Families that run what the policy writes, where it can't be run.
+    #[error(
+        "{keys}: what the policy writes is run in a sandbox, and none works on this machine: {reason}"
+    )]
+    NoSandbox {
+        /// Where the configuration names them, and which they are.
+        keys: String,
+        /// Why.
+        reason: String,
+    },
     /// Another program's tasks.
     #[error(transparent)]
     Server(#[from] adapters::OpenError),

@@ -38,6 +38,7 @@ pub mod resume_check;
 pub mod rollout_worker;
 mod ron_text;
 pub mod run_folder;
+pub mod sandbox_check;
 pub mod schedule;
 pub mod session;
 pub mod stages;

@@ -20,6 +20,7 @@ use rollout::{Prompt, episodes};
 
 use crate::config::{EnvironmentConfig, RunConfig, TaskSource};
 use crate::error::TrainerError;
+use crate::sandbox_check;
 use crate::transcript;
 
 /// Rows drawn for a prompt until one fits, where rows that don't may be skipped.
@@ -58,13 +59,14 @@ pub struct SolvedPrompt {
 /// Opens the datasets and the servers among `environments` for a policy of shape `config`.
 ///
 /// # Errors
-/// A file that can't be used, or a server that does not run or pays for garbage.
+/// A file that can't be used, a family that needs a sandbox where none works, or a server that does not run or pays for garbage.
 pub fn open_tasks(
     environments: &[EnvironmentConfig],
     config: &ModelConfig,
     tokenizer: &Tokenizer,
     max_new_tokens: usize,
 ) -> Result<Tasks, TrainerError> {
+    sandbox_check::check(environments)?;
     let datasets = environments.iter().filter_map(EnvironmentConfig::dataset);
     // Rows are not tokenised here: a prompt with more bytes than so many of the longest tokens can't fit.
     let room = config

@@ -13,7 +13,7 @@ use rollout::{
 use rollout::{MemorySettings, SamplingConfig};
 
 use super::model_arguments::ModelArguments;
-use super::{Failure, output};
+use super::{Failure, env, output};
 use crate::config::{EnvironmentConfig, EvaluationConfig, TaskSource};
 use crate::dataset_record;
 use crate::progress::Progress;
@@ -192,17 +192,9 @@ fn environments(families: &[String], levels: &[u32]) -> Result<Vec<EnvironmentCo
         .iter()
         .enumerate()
         .map(|(i, name)| {
-            let family: Family = name.parse().map_err(Failure::usage)?;
+            let family = env::family(name)?;
             let level = levels.get(i).or(levels.first()).copied().unwrap_or(1);
-            if !family.levels().contains(&level) {
-                let (low, high) = (
-                    family.levels().start().to_string(),
-                    family.levels().end().to_string(),
-                );
-                return Err(Failure::usage(format!(
-                    "{name} has levels {low} to {high}, not {level}"
-                )));
-            }
+            env::check_level(family, level)?;
             Ok(EnvironmentConfig {
                 source: TaskSource::Family { family, level },
                 weight: 1.0,

@@ -155,6 +155,9 @@ impl From<TrainerError> for Failure {
             TrainerError::Tokenizer(error) => error.into(),
             TrainerError::Rollout(error) => error.into(),
             TrainerError::Dataset(error) => error.into(),
+            error @ TrainerError::NoSandbox { .. } => Failure::usage(error).hint(
+                "`baleen sandbox doctor` says what this machine lacks; or leave these families out",
+            ),
             error @ (TrainerError::Upcycle(_)
             | TrainerError::Text { .. }
             | TrainerError::DatasetChanged { .. }
