@@ -139,6 +139,10 @@ impl Problem {
 const NUM_KINDS: usize = 5;
 
 impl TaskFamily for ComputedAnswer {
+    fn summary(&self) -> &'static str {
+        "numbers that take a computation, by Python cells"
+    }
+
     fn name(&self) -> &'static str {
         "computed_answer"
     }

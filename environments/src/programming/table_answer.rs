@@ -215,6 +215,10 @@ impl Problem {
 }
 
 impl TaskFamily for TableAnswer {
+    fn summary(&self) -> &'static str {
+        "questions about tables in files, by Python cells"
+    }
+
     fn name(&self) -> &'static str {
         "table_answer"
     }
