@@ -35,4 +35,5 @@ mod run_files;
 mod sandbox;
 mod servers;
 mod terminal;
+mod tools;
 mod watch;

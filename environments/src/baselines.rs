@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     /// Every page with a table, and whose.
-    const PAGES: [(&str, &[Family]); 5] = [
+    const PAGES: [(&str, &[Family]); 6] = [
         (
             include_str!("../../docs/environments.md"),
             &[
@@ -159,6 +159,10 @@ mod tests {
                 Family::RepairProgram,
                 Family::EfficientProgram,
             ],
+        ),
+        (
+            include_str!("../../docs/families/interpreter.md"),
+            &[Family::ComputedAnswer, Family::TableAnswer],
         ),
     ];
 

@@ -192,6 +192,7 @@ impl Episode {
                 Reply::Done => Next::Done(Stop::Answered),
             });
         }
+        self.session.begin_turn();
         let mut messages = Vec::with_capacity(turn.calls.len());
         for call in &turn.calls {
             if self.num_calls == self.limits.max_calls {

@@ -130,6 +130,9 @@ impl RunConfig {
         for problem in self.grading.problems() {
             found.0.push(format!("grading.{problem}"));
         }
+        for problem in self.rewards.problems(self.sampling.max_new_tokens) {
+            found.0.push(format!("rewards.{problem}"));
+        }
         for problem in self.episodes.problems() {
             found.0.push(format!("episodes.{problem}"));
         }
@@ -159,7 +162,9 @@ impl RunConfig {
         let text = stage.text.as_ref().unwrap_or(&self.text);
         let has_solutions = |e: &EnvironmentConfig| e.source.has_solutions();
         found.check(
-            *text != TextConfig::Solutions || self.environments.iter().any(has_solutions),
+            *text != TextConfig::Solutions
+                || self.environments.is_empty()
+                || self.environments.iter().any(has_solutions),
             path,
             "trains on worked solutions, and a server gives none; add a family or a dataset, or set its `text` to \
              PolicySamples or Files",
@@ -385,6 +390,20 @@ fn check_environment(
                     "differs from an earlier entry's of {family} at level {level}; they are the same tasks"
                 ),
             );
+            found.check(
+                first.is_none_or(|first| first.rubric == environment.rubric),
+                &format!("{path}.rubric"),
+                format_args!(
+                    "differs from an earlier entry's of {family} at level {level}; they are the same tasks"
+                ),
+            );
+            found.check(
+                !family.has_tools() || (environment.mcp.is_empty() && environment.rubric.is_none()),
+                path,
+                format_args!(
+                    "{family} has tools and a grader of its own; leave `mcp` and `rubric` out"
+                ),
+            );
         }
         TaskSource::Dataset(dataset) => {
             for problem in dataset.problems() {
@@ -420,6 +439,13 @@ fn check_environment(
                 ),
             );
         }
+    }
+    for problem in environment
+        .rubric
+        .iter()
+        .flat_map(|rubric| rubric.problems())
+    {
+        found.0.push(format!("{path}.rubric.{problem}"));
     }
     found.positive(&format!("{path}.weight"), environment.weight);
     found.not_negative(&format!("{path}.kl_scale"), environment.kl_scale);

@@ -1,7 +1,7 @@
 //! One entry of a run's `environments`: a task family, a dataset or another program's tasks, and its share of the
 //! prompts.
 
-use adapters::{McpConfig, ServerConfig};
+use adapters::{McpConfig, RubricConfig, ServerConfig};
 use environments::{DatasetConfig, Family, TaskKey};
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +19,8 @@ pub struct EnvironmentConfig {
     pub kl_scale: f64,
     /// Servers whose tools its tasks are given.
     pub mcp: Vec<McpConfig>,
+    /// A language model that grades its answers in place of its own grader.
+    pub rubric: Option<Box<RubricConfig>>,
 }
 
 /// Where the tasks of an environment come from.
@@ -109,6 +111,9 @@ struct EnvironmentKeys {
     /// Servers of the Model Context Protocol: `adapters/src/config.rs`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     mcp: Vec<McpConfig>,
+    /// A grading model: `adapters/src/rubric.rs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rubric: Option<Box<RubricConfig>>,
     /// See [`EnvironmentConfig`].
     #[serde(default = "unit")]
     weight: f64,
@@ -137,6 +142,11 @@ impl TryFrom<EnvironmentKeys> for EnvironmentConfig {
                     "`mcp` gives tools to the tasks of a family or a dataset; those of a server have its own",
                 );
             }
+            (None, None, Some(_)) if keys.rubric.is_some() => {
+                return Err(
+                    "`rubric` grades the tasks of a family or a dataset; a server grades its own",
+                );
+            }
             (None, None, Some(server)) => TaskSource::Server {
                 server: Box::new(server),
                 level,
@@ -155,6 +165,7 @@ impl TryFrom<EnvironmentKeys> for EnvironmentConfig {
             weight: keys.weight,
             kl_scale: keys.kl_scale,
             mcp: keys.mcp,
+            rubric: keys.rubric,
         })
     }
 }
@@ -174,6 +185,7 @@ impl From<EnvironmentConfig> for EnvironmentKeys {
             dataset,
             server,
             mcp: environment.mcp,
+            rubric: environment.rubric,
             weight: environment.weight,
             kl_scale: environment.kl_scale,
         }

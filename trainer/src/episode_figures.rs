@@ -1,5 +1,7 @@
 //! Figures of samples by environment, and of their episodes where there are tools.
 
+use std::collections::BTreeMap;
+
 use rollout::{EpisodeRecord, Group, Sample};
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +28,15 @@ pub struct EpisodeFigures {
     pub limited_share: Option<f64>,
 }
 
+/// What samples were paid for, where a run pays for more than the verdict.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RewardPart {
+    /// `outcome`, `format`, `length` or `language`.
+    pub part: String,
+    /// Its mean over the samples that have it.
+    pub mean: f64,
+}
+
 /// The samples of one environment among several.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct EnvironmentFigures {
@@ -33,7 +44,7 @@ pub struct EnvironmentFigures {
     pub environment: String,
     /// Graded samples.
     pub samples: usize,
-    /// Their mean reward.
+    /// Mean of what they were paid.
     pub reward_mean: f64,
     /// Share of them with the full reward.
     pub pass_rate: f64,
@@ -70,6 +81,22 @@ impl EpisodeFigures {
     }
 }
 
+/// The means of the parts of what samples were paid, by name.
+pub fn reward_parts<'a>(samples: impl Iterator<Item = &'a Sample>) -> Vec<RewardPart> {
+    let mut sums: BTreeMap<&str, (f64, usize)> = BTreeMap::new();
+    let paid = samples.filter_map(|sample| sample.paid.as_ref());
+    for (part, value) in paid.flat_map(|paid| &paid.parts) {
+        let (sum, count) = sums.entry(part).or_default();
+        *sum += value;
+        *count += 1;
+    }
+    let means = sums.into_iter().map(|(part, (sum, count))| RewardPart {
+        part: part.to_string(),
+        mean: sum / count as f64,
+    });
+    means.collect()
+}
+
 /// Figures of each of several `environments` that had graded samples; nothing where there is but one environment.
 pub fn by_environment(
     environments: &[EnvironmentConfig],
@@ -82,10 +109,11 @@ pub fn by_environment(
         let own = groups
             .iter()
             .filter(|g| environment.is_source_of(&g.prompt.task));
-        let samples = own.flat_map(|group| &group.samples);
-        let rewards: Vec<f64> = samples.filter_map(|s| s.verdict.reward()).collect();
+        let samples = || own.clone().flat_map(|group| &group.samples);
+        let rewards: Vec<f64> = samples().filter_map(Sample::reward).collect();
         let count = rewards.len() as f64;
-        let passed = rewards.iter().filter(|&&reward| reward >= 1.0).count();
+        let is_solved = |sample: &&Sample| sample.verdict.reward().is_some_and(|r| r >= 1.0);
+        let passed = samples().filter(is_solved).count();
         let name = match environment.source.name_and_level() {
             (name, Some(level)) => format!("{name} {level}"),
             (name, None) => name,
@@ -127,6 +155,7 @@ mod tests {
             policy_versions: vec![0],
             given: Vec::new(),
             later: Vec::new(),
+            paid: None,
             finish_reason: FinishReason::Stop,
             text: String::new(),
         }
@@ -157,12 +186,37 @@ mod tests {
     }
 
     #[test]
+    fn parts_of_rewards_are_averaged_over_the_samples_that_have_them() {
+        let paid = |parts: &[(&str, f64)]| {
+            let parts = parts.iter().map(|&(name, value)| (name.to_string(), value));
+            Sample {
+                paid: Some(environments::Reward {
+                    reward: 0.0,
+                    parts: parts.collect(),
+                }),
+                ..sample(1.0, None)
+            }
+        };
+        let samples = [
+            sample(1.0, None),
+            paid(&[("outcome", 1.0), ("length", -0.5)]),
+            paid(&[("outcome", 0.5)]),
+        ];
+        let means = [("length", -0.5), ("outcome", 0.75)].map(|(part, mean)| RewardPart {
+            part: part.to_string(),
+            mean,
+        });
+        assert_eq!(reward_parts(samples.iter()), means);
+    }
+
+    #[test]
     fn rewards_are_told_apart_by_environment() {
         let environment = |family, level| EnvironmentConfig {
             source: TaskSource::Family { family, level },
             weight: 1.0,
             kl_scale: 1.0,
             mcp: Vec::new(),
+            rubric: None,
         };
         let group = |family, level, rewards: &[f64]| Group {
             prompt: Prompt {

@@ -83,6 +83,14 @@ pub enum TrainerError {
         /// What failed.
         fault: environments::Fault,
     },
+    /// A language model that grades.
+    #[error("environments: {environment}: {source}")]
+    Rubric {
+        /// The environment that it grades.
+        environment: String,
+        /// Why there is none.
+        source: adapters::RubricError,
+    },
     /// Files that are not those that the run began with.
     #[error(
         "{path} is not what it was when the run began ({problem}), so the run can't go on as it would have; put \

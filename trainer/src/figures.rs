@@ -10,10 +10,10 @@ use crate::metrics::StepMetrics;
 /// One number of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Figure {
-    /// Key in `metrics.jsonl`, such as `reward_mean`; for entries of `masked_by_age` and `by_environment`
-    /// `masked_by_age_sequences` and so on.
+    /// Key in `metrics.jsonl`, such as `reward_mean`; for entries of `masked_by_age`, `by_environment` and
+    /// `reward_parts` `masked_by_age_sequences` and so on.
     pub name: String,
-    /// Of which samples, where the figure is one of several: an age in versions, or an environment.
+    /// Of which samples, where the figure is one of several: an age in versions, an environment, or a part of the reward.
     pub label: Option<(&'static str, String)>,
     /// Its value.
     pub value: f64,
@@ -48,12 +48,16 @@ fn figure(
     Some(Figure { name, label, value })
 }
 
-/// The figures of one entry of `masked_by_age` or `by_environment`; none of the numbers of a histogram.
+/// The figures of one entry of `masked_by_age`, `by_environment` or `reward_parts`; none of the numbers of a histogram.
 fn labelled(key: &str, entry: &Value) -> Vec<Figure> {
-    let label = match (entry.get("age"), entry.get("environment")) {
-        (Some(Value::Number(age)), _) => ("age", age.to_string()),
-        (_, Some(Value::String(environment))) => ("environment", environment.clone()),
-        _ => return Vec::new(),
+    let labels = ["age", "environment", "part"].into_iter();
+    let label = labels.filter_map(|name| match entry.get(name)? {
+        Value::Number(number) => Some((name, number.to_string())),
+        Value::String(text) => Some((name, text.clone())),
+        _ => None,
+    });
+    let Some(label) = label.take(1).next() else {
+        return Vec::new();
     };
     let fields = entry.as_object().into_iter().flatten();
     fields
@@ -118,7 +122,7 @@ mod tests {
             .filter(|figure| figure.label.is_some())
             .collect();
         let names: Vec<&str> = found.iter().map(|figure| &*figure.name).collect();
-        let expected = ["pass_rate", "reward_mean", "samples"];
+        let expected = ["samples", "reward_mean", "pass_rate"];
         assert_eq!(names, expected.map(|name| format!("by_environment_{name}")));
         let label = Some(("environment", "sums 1".to_string()));
         assert!(found.iter().all(|figure| figure.label == label));

@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use adapters::mcp::Servers;
-use adapters::{AgentEnv, ServerConfig};
+use adapters::{AgentEnv, RubricGrader, ServerConfig};
 use environments::{BadRow, Equip, ExternalTasks, FamilyKey, Split, Task, TaskKey, Tasks};
 use model::chat::ChatOptions;
 use model::{ModelConfig, Tokenizer};
@@ -85,6 +85,21 @@ pub fn open_tasks(
         );
         tasks = tasks.with_external(Arc::new(opened));
     }
+    for environment in environments {
+        let Some(rubric) = &environment.rubric else {
+            continue;
+        };
+        let grader =
+            RubricGrader::new((**rubric).clone()).map_err(|source| TrainerError::Rubric {
+                environment: environment.source.name_and_level().0,
+                source,
+            })?;
+        tasks = tasks.with_equipment(Arc::new(Graded {
+            environment: environment.clone(),
+            grader: Arc::new(grader),
+        }));
+    }
+    // Behind the graders: what a task is given tools for is graded as before.
     for environment in environments.iter().filter(|e| !e.mcp.is_empty()) {
         let servers = Servers::open(&environment.mcp).map_err(|fault| TrainerError::Mcp {
             environment: environment.source.name_and_level().0,
@@ -111,6 +126,22 @@ fn servers(environments: &[EnvironmentConfig]) -> Vec<(&ServerConfig, BTreeSet<u
         }
     }
     found
+}
+
+/// A language model that grades the answers of one environment.
+#[derive(Debug)]
+struct Graded {
+    environment: EnvironmentConfig,
+    grader: Arc<RubricGrader>,
+}
+
+impl Equip for Graded {
+    fn equip(&self, task: Task) -> Task {
+        match self.environment.is_source_of(&task.key) {
+            true => self.grader.equip(task),
+            false => task,
+        }
+    }
 }
 
 /// The tools of servers for the tasks of one environment.

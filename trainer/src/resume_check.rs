@@ -32,7 +32,7 @@ const FREE_KEYS: [&str; 9] = [
 /// Keys that the configuration did not have from the start, each with the value that means what was done
 /// before: so valued they don't count in a fingerprint, and a run begun before there was the key goes on.
 /// Whoever adds a key adds a line.
-const LATER_KEYS: [(&str, &str); 7] = [
+const LATER_KEYS: [(&str, &str); 12] = [
     (".initializer_range", "0.02"),
     ("model.check_finite", "false"),
     (".kl_scale", "1.0"),
@@ -40,6 +40,11 @@ const LATER_KEYS: [(&str, &str); 7] = [
     (".grpo.asynchronous", "None"),
     ("cache_memory", "auto"),
     ("max_prefill_tokens", "8192"),
+    (".outcome", "1.0"),
+    (".format_gate", "false"),
+    (".length", "0.0"),
+    (".length_buffer_tokens", "4096"),
+    (".language", "0.0"),
 ];
 
 /// Checks that a run begun with `saved` can continue with `edited`.
@@ -179,6 +184,7 @@ mod tests {
             "max_prefill_tokens=100",
             "environments[0].kl_scale=2",
             "stages[1].grpo.max_invalid_share=0.2",
+            "rewards.math.length=0.1",
         ] {
             assert_ne!(with(argument), first, "{argument}");
         }

@@ -121,6 +121,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             decode: &|tokens| model.tokenizer.decode(tokens),
             grader: &grader,
             episodes: Some(&episodes),
+            rewards: None,
         },
         &mut |finished, _| progress.set(finished as u64),
     )?;
@@ -201,6 +202,7 @@ fn environments(families: &[String], levels: &[u32]) -> Result<Vec<EnvironmentCo
                 weight: 1.0,
                 kl_scale: 1.0,
                 mcp: Vec::new(),
+                rubric: None,
             })
         })
         .collect()

@@ -165,6 +165,7 @@ impl From<TrainerError> for Failure {
             | TrainerError::NotReplayable { .. }
             | TrainerError::Server(_)
             | TrainerError::Mcp { .. }
+            | TrainerError::Rubric { .. }
             | TrainerError::NoStopToken) => Failure::usage(error),
             error @ (TrainerError::RunCheckpoint(CheckpointError::Io { .. })
             | TrainerError::Io { .. }

@@ -135,7 +135,7 @@ fn an_environment_is_a_family_or_a_dataset() {
         &[
             "bad.ron:4:21",
             "did you mean `family`?",
-            "valid here: family, level, dataset, server, mcp, weight, kl_scale",
+            "valid here: family, level, dataset, server, mcp, rubric, weight, kl_scale",
         ],
     );
     assert_says(

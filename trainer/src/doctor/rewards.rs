@@ -158,6 +158,7 @@ mod tests {
                 weight: 1.0,
                 kl_scale: 1.0,
                 mcp: Vec::new(),
+                rubric: None,
             })
             .collect();
         let tasks = Arc::new(Tasks::default());
@@ -210,6 +211,7 @@ mod tests {
             weight: 1.0,
             kl_scale: 1.0,
             mcp: Vec::new(),
+            rubric: None,
         };
         let config = GradingConfig {
             timeout_secs: 3.0,

@@ -76,6 +76,9 @@ pub(super) fn tag(figure: &Figure) -> String {
     if let (Some(part), Some(environment)) = (name.strip_prefix("by_environment_"), label) {
         return format!("environment/{environment}/{part}");
     }
+    if let ("reward_parts_mean", Some(part)) = (name, label) {
+        return format!("reward/{part}_part");
+    }
     format!("other/{name}")
 }
 

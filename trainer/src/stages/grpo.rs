@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use environments::Verdict;
-use rollout::Group;
+use rollout::{Group, Sample};
 
 use crate::advantage::group_advantages;
 use crate::config::GrpoConfig;
@@ -124,11 +124,7 @@ fn refuse_invalid<'a>(
 }
 
 fn rewards(group: &Group) -> Vec<Option<f64>> {
-    group
-        .samples
-        .iter()
-        .map(|sample| sample.verdict.reward())
-        .collect()
+    group.samples.iter().map(Sample::reward).collect()
 }
 
 #[cfg(test)]
