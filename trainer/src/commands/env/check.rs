@@ -13,8 +13,10 @@ use super::{check_level, family};
 
 /// Seeds of a family whose tasks are drawn and graded quickly.
 const NUM_SEEDS: u64 = 100;
-/// Of the others.
-const NUM_SEEDS_OF_SLOW: u64 = 5;
+/// Of those whose tasks take longer to draw: still enough to find a short answer by its place.
+const NUM_SEEDS_OF_SLOW: u64 = 40;
+/// Of those whose answers are run in the sandbox.
+const NUM_SEEDS_IN_SANDBOX: u64 = 5;
 /// What one draw or the grading of one completion may take. Code that a policy wrote may run for some seconds.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -46,7 +48,7 @@ pub struct Selection {
     /// This level alone [default: all]
     #[arg(long, value_name = "N")]
     pub level: Option<u32>,
-    /// Seeds of each level [default: 100, or 5 where a task takes long]
+    /// Seeds of each level [default: 100; 40 where tasks take long, 5 where answers are run]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub seeds: Option<u64>,
 }
@@ -83,9 +85,10 @@ impl Selection {
 
     /// Seeds of each level of `family`.
     pub fn num_seeds(&self, family: Family) -> u64 {
-        let usual = match family.is_quick() {
-            true => NUM_SEEDS,
-            false => NUM_SEEDS_OF_SLOW,
+        let usual = match (family.needs_sandbox(), family.is_quick()) {
+            (true, _) => NUM_SEEDS_IN_SANDBOX,
+            (false, true) => NUM_SEEDS,
+            (false, false) => NUM_SEEDS_OF_SLOW,
         };
         self.seeds.unwrap_or(usual)
     }
