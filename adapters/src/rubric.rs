@@ -16,6 +16,7 @@ mod ask;
 mod prompt;
 mod reply;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -153,13 +154,21 @@ impl Rubric {
 }
 
 /// See the module. Threads may share it.
-#[derive(Debug)]
 pub struct RubricGrader {
     config: RubricConfig,
     endpoint: Endpoint,
     room: Arc<Semaphore>,
     /// Keys the marks around answers: nobody knows it, and it is another in each process.
     secret: [u8; 32],
+}
+
+impl fmt::Debug for RubricGrader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let config = &self.config;
+        f.debug_struct("RubricGrader")
+            .field("config", config)
+            .finish_non_exhaustive()
+    }
 }
 
 impl RubricGrader {
@@ -243,9 +252,13 @@ impl RubricGrader {
         }
     }
 
-    /// `task` graded by the rubric and by nothing else: a task of one turn, whose tools, if any, are another's.
+    /// `task`, a task of one turn, graded by the rubric and by nothing else.
+    ///
+    /// # Panics
+    /// When the task has several turns: its session is what grades it.
     #[must_use]
     pub fn equip(self: &Arc<Self>, task: Task) -> Task {
+        assert!(!task.has_turns(), "{} is no task of one turn", task.key);
         let opener = Arc::new(Graded {
             grader: self.clone(),
             question: task.question.clone(),

@@ -433,3 +433,21 @@ fn what_is_wrong_with_a_configuration_is_said() {
         sound
     );
 }
+
+#[test]
+fn the_configuration_on_the_page_is_read() {
+    let page = include_str!("../../docs/environments.md");
+    let (_, after) = page.split_once("## Rubric grader").expect("a section");
+    let (_, after) = after.split_once("```ron\n").expect("an example");
+    let (written, _) = after.split_once("```").expect("its end");
+    // As configurations of runs are read.
+    let options = ron::Options::default();
+    let options = options.with_default_extension(ron::extensions::Extensions::IMPLICIT_SOME);
+    let config: RubricConfig = options.from_str(written).expect("sound");
+    assert!(matches!(&config.rubric, Rubric::Items(items) if items.len() == 2));
+    assert!(config.problems().is_empty());
+    let keyed = "(url: \"http://x\", model: \"m\", api_key_env: \"KEY\", rubric: \"words\")";
+    let config: RubricConfig = options.from_str(keyed).expect("sound");
+    assert_eq!(config.api_key_env.as_deref(), Some("KEY"));
+    assert_eq!(config.rubric, Rubric::Words("words".to_string()));
+}

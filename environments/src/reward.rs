@@ -159,7 +159,10 @@ impl RewardWeights {
         let mut parts = BTreeMap::from([("outcome".to_string(), outcome)]);
         if self.format_gate {
             let is_broken = facts.format_problem().is_some();
-            parts.insert("format".to_string(), if is_broken { -outcome } else { 0.0 });
+            parts.insert(
+                "format".to_string(),
+                taken(if is_broken { outcome } else { 0.0 }),
+            );
         }
         if self.length > 0.0 {
             let share = overlong_share(
@@ -167,14 +170,14 @@ impl RewardWeights {
                 facts.max_tokens,
                 self.length_buffer_tokens,
             );
-            parts.insert("length".to_string(), -self.length * share);
+            parts.insert("length".to_string(), taken(self.length * share));
         }
         if self.language > 0.0 {
             let share = off_language_share(facts.question, &[facts.reasoning, facts.answer]);
-            parts.insert("language".to_string(), -self.language * share);
+            parts.insert("language".to_string(), taken(self.language * share));
         }
         Reward {
-            // In a fixed order, and never -0.
+            // In the order of the names, so that the same parts give the same bits.
             reward: parts.values().sum::<f64>() + 0.0,
             parts,
         }
@@ -210,6 +213,11 @@ impl RewardWeights {
         }
         found
     }
+}
+
+/// What is taken off: never -0, which files would show.
+fn taken(amount: f64) -> f64 {
+    0.0 - amount
 }
 
 /// clamp((n - (N - b)) / b, 0, 1): 0 up to `buffer` tokens below the limit, 1 at the limit, a straight line between.

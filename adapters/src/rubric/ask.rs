@@ -16,12 +16,6 @@ pub(super) struct Endpoint {
     key: Option<String>,
 }
 
-impl std::fmt::Debug for Endpoint {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Endpoint").finish_non_exhaustive()
-    }
-}
-
 /// Why an attempt gave nothing.
 enum Failure {
     /// It may go better next time.

@@ -28,7 +28,9 @@ const NUM_SCRIPTS: usize = 13;
 
 impl Script {
     fn of(letter: char) -> Option<Script> {
-        if !letter.is_alphabetic() {
+        // Letterlike symbols and those of formulas belong to no script.
+        let is_symbol = matches!(u32::from(letter), 0x2100..=0x214f | 0x1d400..=0x1d7ff);
+        if !letter.is_alphabetic() || is_symbol {
             return None;
         }
         Some(match u32::from(letter) {
@@ -42,7 +44,7 @@ impl Script {
             0xe00..=0xe7f => Script::Thai,
             0x10a0..=0x10ff => Script::Georgian,
             0x1100..=0x11ff | 0x3130..=0x318f | 0xac00..=0xd7af => Script::Hangul,
-            0x3040..=0x30ff | 0x31f0..=0x31ff => Script::Kana,
+            0x3040..=0x30ff | 0x31f0..=0x31ff | 0xff66..=0xff9f => Script::Kana,
             0x3005..=0x3007 | 0x3400..=0x4dbf | 0x4e00..=0x9fff | 0xf900..=0xfaff => Script::Han,
             0x20000..=0x3ffff => Script::Han,
             _ => Script::Other,

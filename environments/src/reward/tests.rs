@@ -240,3 +240,19 @@ fn weights_are_read_by_domain_and_unknown_keys_refused() {
     assert!(read(r#"{"math": {"lenght": 0.2}}"#).is_err());
     assert!(read(r#"{"maths": {}}"#).is_err());
 }
+
+#[test]
+fn the_weights_on_the_page_are_read() {
+    let page = include_str!("../../../docs/environments.md");
+    let written =
+        "(math: (format_gate: true, length: 0.2, length_buffer_tokens: 2048, language: 0.1))";
+    assert!(page.contains(written));
+    let config: RewardConfig = ron::from_str(written).expect("sound");
+    assert_eq!(config.math.length_buffer_tokens, 2048);
+    assert!(config.problems(8192).is_empty());
+    let again = ron::to_string(&config).expect("plain data");
+    assert_eq!(
+        ron::from_str::<RewardConfig>(&again).expect("sound"),
+        config
+    );
+}
