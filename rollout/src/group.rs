@@ -89,11 +89,15 @@ pub fn graded_group(
             let own = without_stop(&generated.tokens, &settings.stop_tokens);
             let text = (judge.decode)(own);
             let verdict = judge.grader.grade(&prompt, &text);
+            // Marks of reasoning may be special tokens, which the text leaves out.
+            let marked = judge
+                .episodes
+                .and_then(|host| host.tokenizer.decode_with_special(own).ok());
             let paid = paid::of_turn(
                 judge.rewards,
                 &prompt,
                 &verdict,
-                &text,
+                marked.as_deref().unwrap_or(&text),
                 thinking,
                 generated.finish_reason,
                 (generated.tokens.len(), max_tokens),
