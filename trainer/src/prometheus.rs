@@ -180,7 +180,8 @@ impl Newest {
                 ),
                 Some(label) => {
                     let family = labelled.entry(&figure.name).or_default();
-                    family.get_or_create(&[label.clone()]).set(figure.value);
+                    let labels = [label.clone()];
+                    family.get_or_create(&labels).set(figure.value);
                 }
             }
         }

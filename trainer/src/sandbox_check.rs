@@ -49,6 +49,7 @@ mod tests {
         let environment = |&family| EnvironmentConfig {
             source: TaskSource::Family { family, level: 1 },
             mcp: Vec::new(),
+            rubric: None,
             weight: 1.0,
             kl_scale: 1.0,
         };
