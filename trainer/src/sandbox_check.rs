@@ -46,12 +46,9 @@ mod tests {
     use crate::commands::Failure;
 
     fn environments(families: &[Family]) -> Vec<EnvironmentConfig> {
-        let environment = |&family| EnvironmentConfig {
-            source: TaskSource::Family { family, level: 1 },
-            mcp: Vec::new(),
-            rubric: None,
-            weight: 1.0,
-            kl_scale: 1.0,
+        let environment = |family: &Family| {
+            let entry = serde_json::json!({"family": family});
+            serde_json::from_value(entry).expect("an entry")
         };
         families.iter().map(environment).collect()
     }
