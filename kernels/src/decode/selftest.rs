@@ -3,9 +3,10 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::attention::{self, Cache, Heads, Rope};
+use super::attention::{self, Cache, Heads, NewTokens, Rope};
 use super::experts::{self, Gating};
 use super::small_products::{Epilogue, Shape, small_product, small_product_reference};
+use super::sampling::Truncation;
 use super::{rows, sampling};
 use crate::cuda::Queue;
 use crate::error::KernelError;
@@ -61,6 +62,7 @@ pub fn run(device: Device, seed: i64) -> Result<Vec<Outcome>, KernelError> {
         ([4, 4, 16], 3, 5),
         ([8, 1, 128], 2, 1000),
         ([6, 2, 256], 33, 40),
+        ([9, 3, 64], 70, 700),
     ] {
         let [queries, keys, dim] = heads;
         test.attention(Heads { queries, keys, dim }, batch, longest)?;
@@ -74,11 +76,29 @@ pub fn run(device: Device, seed: i64) -> Result<Vec<Outcome>, KernelError> {
         (32, 576, 1536),
         (32, 1536, 576),
         (17, 2048, 104),
+        (64, 576, 960),
+        (128, 576, 1536),
+        (100, 1536, 576),
     ] {
         test.small_products(batch, inner, columns)?;
     }
     for (batch, vocab) in [(3, 264), (16, 49_152), (2, 151_936)] {
         test.sampling(batch, vocab)?;
+    }
+    for (batch, vocab, [top_k, percent, min_p]) in [
+        (3, 264, [5, 100, 0]),
+        (3, 264, [0, 90, 0]),
+        (16, 49_152, [0, 95, 0]),
+        (16, 49_152, [50, 95, 0]),
+        (4, 49_152, [0, 100, 1]),
+        (2, 151_936, [1000, 99, 0]),
+    ] {
+        let truncation = Truncation {
+            top_k,
+            top_p: percent as f64 / 100.0,
+            min_p: min_p as f64 / 100.0,
+        };
+        test.truncated_sampling(batch, vocab, truncation)?;
     }
     test.products()?;
     Ok(test.outcomes)
@@ -181,16 +201,17 @@ impl Test<'_> {
                 let shape = Shape {
                     rows: batch,
                     inner,
+                    columns,
                     is_normed: norm.is_some(),
                     epilogue,
                 };
-                if !shape.is_supported(queue) {
+                if !shape.is_supported() {
                     continue;
                 }
                 let reference = [small_product_reference(
                     &x, &weight, norm, epilogue, &before,
                 )];
-                let name = format!("product of few rows {shape:?} to {columns}");
+                let name = format!("product of few rows {shape:?}");
                 self.check(name, BF16_LIMIT, &reference, || {
                     let out = match epilogue {
                         Epilogue::Added => before.copy(),
@@ -233,6 +254,12 @@ impl Test<'_> {
         };
         let name = format!("{heads:?}, {batch} sequences of up to {longest}");
         for (what, bias) in [("", None), (" with bias", Some(&bias))] {
+            let new = NewTokens {
+                qkv: &qkv,
+                bias,
+                rope: &rope,
+                positions: &positions,
+            };
             let copies = [k.copy(), v.copy()];
             let cache = Cache {
                 k: &copies[0],
@@ -240,18 +267,14 @@ impl Test<'_> {
                 table: &table,
                 page,
             };
-            let q =
-                attention::rope_and_cache_reference(heads, &qkv, bias, &rope, &positions, cache);
-            let attended = attention::attend_reference(heads, &q, &positions, cache, 0.2);
-            let live = positions.ge(0).view([batch, 1]);
-            let q = q.view([batch, -1]) * &live;
-            let references = [q, copies[0].copy(), copies[1].copy(), attended];
+            let attended = attention::attend_reference(heads, new, cache, 0.2);
+            let references = [attended, copies[0].copy(), copies[1].copy()];
             self.check(
                 format!("attention{what} {name}"),
                 BF16_LIMIT,
                 &references,
                 || {
-                    let (own, k, v) = (qkv.copy(), k.copy(), v.copy());
+                    let (k, v) = (k.copy(), v.copy());
                     let out = poison(&[batch, heads.queries * heads.dim], Kind::BFloat16, device);
                     queue.follow_default_stream()?;
                     let cache = Cache {
@@ -260,11 +283,8 @@ impl Test<'_> {
                         table: &table,
                         page,
                     };
-                    attention::rope_and_cache(queue, heads, &own, bias, &rope, &positions, cache)?;
-                    attention::attend(queue, heads, &own, &positions, cache, 0.2, &out)?;
-                    queue.wait()?;
-                    let q = own.narrow(1, 0, heads.queries * heads.dim) * &live;
-                    Ok(vec![q, k, v, out])
+                    attention::attend(queue, heads, new, cache, 0.2, &out)?;
+                    Ok(vec![out, k, v])
                 },
             )?;
         }
@@ -345,6 +365,77 @@ impl Test<'_> {
             })?;
         }
         Ok(())
+    }
+
+    /// The ids kept, which may differ from the reference's by the last of a top-p prefix, and what is drawn from them.
+    fn truncated_sampling(
+        &mut self,
+        batch: i64,
+        vocab: i64,
+        truncation: Truncation,
+    ) -> Result<(), KernelError> {
+        let (queue, device) = (self.queue, self.device);
+        let logits = self.random(&[batch, vocab]) * 3.0;
+        let draws = Tensor::rand([batch], (Kind::Double, device));
+        let _ = draws.get(0).fill_(1.0 - f64::EPSILON);
+        let is_allowed = |id: usize| id % 7 != 3 && id + 50 < vocab as usize;
+        let bits = sampling::allowed_bits(vocab as usize, is_allowed).to_device(device);
+        let temperature = 0.7;
+        let words = (vocab + 31) / 32;
+        let run = || {
+            let [tokens, kept] =
+                [vec![batch], vec![batch, words]].map(|shape| poison(&shape, Kind::Int, device));
+            let [logprobs, entropies] = [(); 2].map(|()| poison(&[batch], Kind::Float, device));
+            let rows = sampling::Rows {
+                logits: &logits,
+                draws: &draws,
+                tokens: &tokens,
+                logprobs: &logprobs,
+                entropies: &entropies,
+            };
+            queue.follow_default_stream()?;
+            sampling::sample_truncated(queue, rows, Some(&bits), temperature, truncation, &kept)?;
+            queue.wait()?;
+            Ok::<_, KernelError>(vec![tokens, logprobs, entropies, kept])
+        };
+        let host =
+            |x: &Tensor| Vec::<f64>::try_from(x.to_kind(Kind::Double)).expect("a row of numbers");
+        let (us, found_kept) = (host(&draws), run()?.remove(3));
+        let mut found: [Vec<f64>; 3] = Default::default();
+        let mut others = Vec::new();
+        for row in 0..batch {
+            let z: Vec<f32> = host(&logits.get(row))
+                .into_iter()
+                .map(|z| z as f32)
+                .collect();
+            let expected = sampling::kept_reference(&z, is_allowed, temperature, truncation);
+            let kept = Vec::<i32>::try_from(found_kept.get(row)).expect("a row of words");
+            let kept = sampling::kept_ids(&kept);
+            let surplus = |a: &[u32], b: &[u32]| a.iter().filter(|id| !b.contains(id)).count();
+            others.push((surplus(&kept, &expected) + surplus(&expected, &kept)) as f64);
+            let u = us[row as usize];
+            // Among what was kept; the entropy is that of all allowed ids.
+            let of_kept = |id: usize| kept.contains(&(id as u32));
+            let masked: Vec<f32> = (0..z.len())
+                .map(|id| if of_kept(id) { z[id] } else { f32::NEG_INFINITY })
+                .collect();
+            let (token, logprob, _) = sampling::sample_reference(&masked, of_kept, temperature, u);
+            let (.., entropy) = sampling::sample_reference(&z, is_allowed, temperature, u);
+            found[0].push(token as f64);
+            found[1].push(logprob);
+            found[2].push(entropy);
+        }
+        let name = format!("sample {truncation:?} {batch} x {vocab}");
+        // One id may differ, of as many as there are.
+        let zeros = Tensor::zeros([batch], (Kind::Double, device));
+        self.check(
+            format!("{name}: ids kept otherwise"),
+            1.0,
+            &[zeros + 1.0],
+            || Ok(vec![Tensor::from_slice(&others).to_device(device) + 1.0]),
+        )?;
+        let references = found.map(|row| Tensor::from_slice(&row).to_device(device));
+        self.check(name, F32_LIMIT, &references, run)
     }
 
     fn products(&mut self) -> Result<(), KernelError> {

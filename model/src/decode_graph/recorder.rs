@@ -6,7 +6,7 @@ use kernels::cuda::Queue;
 use kernels::decode::attention::{Heads, Rope};
 use kernels::tch::{Device, Kind, Tensor};
 
-use super::{heads, output_words};
+use super::{heads, kept_words, output_words};
 use crate::config::ModelConfig;
 
 /// Buffers that all graphs share, flat, for the largest N.
@@ -24,7 +24,7 @@ pub(super) struct Buffers {
     pub(super) logits: Tensor,
     /// The largest N.
     pub(super) rows: i64,
-    /// What a step gives the host, i32: token, log-prob and entropy of each row, then the experts. All graphs share it,
+    /// What a step gives the host, i32: token, log-prob and entropy of each row, then the experts, then the ids drawn from. All graphs share it,
     /// so that a step finds the tokens of the one before.
     pub(super) output: Tensor,
 }
@@ -44,6 +44,8 @@ pub(crate) struct StepRecorder<'a> {
     pub(crate) page: i64,
     /// Whether norms and residual sums are part of the products, as they are for few rows.
     pub(crate) has_small_products: bool,
+    /// Whether the last norm is part of the output head's product.
+    pub(crate) has_small_head: bool,
     /// Residual stream, `[N, hidden]`.
     pub(crate) x: Tensor,
     /// Normed input of a block, `[N, hidden]`.
@@ -113,7 +115,7 @@ impl Buffers {
             logits: wide(config.vocab_size),
             rows,
             output: Tensor::zeros(
-                [output_words(config, rows as usize) as i64],
+                [(output_words(config, rows as usize, None) + rows as usize * kept_words(config)) as i64],
                 (Kind::Int, device),
             ),
         }

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use kernels::cuda::Queue;
-use kernels::decode::attention::{self, Cache, Heads};
+use kernels::decode::attention::{self, Cache, Heads, NewTokens, Rope};
 use kernels::decode::sampling;
 use kernels::tch::{self, Kind, Tensor};
 
@@ -11,7 +11,7 @@ use super::{Operation, Shapes};
 
 const PAGE_TOKENS: i64 = model::pages::PAGE_TOKENS as i64;
 
-/// Attention over the cache, and sampling.
+/// RoPE with attention over the cache, and sampling.
 pub(super) fn all(shapes: &Shapes) -> Vec<Operation> {
     // Kernels of a decode step are made for bf16 on a GPU.
     let is_known = shapes.kind == Kind::BFloat16 && shapes.device.is_cuda();
@@ -52,16 +52,25 @@ fn cached_attention(shapes: &Shapes, queue: Option<&Rc<Queue>>) -> Operation {
         let positions = Tensor::full([batch], len - 1, (Kind::Int, shapes.device));
         let out = Tensor::zeros([batch, queries * dim], (shapes.kind, shapes.device));
         let table = Tensor::arange(batch * pages, (Kind::Int, shapes.device)).view([batch, pages]);
+        let rope = Rope {
+            frequencies: Tensor::zeros([dim / 2], (Kind::Float, shapes.device)),
+            factor: 1.0,
+        };
         let queue = queue.clone();
         let run = move || {
+            let new = NewTokens {
+                qkv: &qkv,
+                bias: None,
+                rope: &rope,
+                positions: &positions,
+            };
             let cache = Cache {
                 table: &table,
                 page: PAGE_TOKENS,
                 k: &cache[0],
                 v: &cache[1],
             };
-            attention::attend(&queue, heads, &qkv, &positions, cache, scale, &out)
-                .expect("sizes fit");
+            attention::attend(&queue, heads, new, cache, scale, &out).expect("sizes fit");
         };
         Box::new(run) as Box<dyn Fn()>
     });
