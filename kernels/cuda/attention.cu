@@ -89,14 +89,15 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   };
   // All but the new token, which is not there yet. A tile lies in one page.
   const auto load_tile = [&](int index, Tile& k, Tile& v) {
-    if (index >= tiles) return;
-    const int key = index * TILE + lane / 4;
-    const long long at = row_of(index * TILE) + (long long)(lane / 4) * kv_heads * HEAD_DIM + (lane & 3) * WIDTH;
-    const long long below = at + 8LL * kv_heads * HEAD_DIM;
-    k.upper = load_share(k_cache + at, key < position);
-    k.lower = load_share(k_cache + below, key + 8 < position);
-    v.upper = load_share(v_cache + at, key < position);
-    v.lower = load_share(v_cache + below, key + 8 < position);
+    if (index < tiles) {
+      const int key = index * TILE + lane / 4;
+      const long long at = row_of(index * TILE) + (long long)(lane / 4) * kv_heads * HEAD_DIM + (lane & 3) * WIDTH;
+      const long long below = at + 8LL * kv_heads * HEAD_DIM;
+      k.upper = load_share(k_cache + at, key < position);
+      k.lower = load_share(k_cache + below, key + 8 < position);
+      v.upper = load_share(v_cache + at, key < position);
+      v.lower = load_share(v_cache + below, key + 8 < position);
+    }
   };
   Tile next_k = {}, next_v = {};
   load_tile(warp, next_k, next_v);

@@ -28,7 +28,7 @@
 #define EPILOGUE 0
 #endif
 
-constexpr int WARP_ROWS = 2, WARP_COLUMNS = 4;
+constexpr int WARP_ROWS = 2, WARP_COLUMNS = COLUMNS < 64 ? 2 : 4;
 constexpr int THREADS = 32 * WARP_ROWS * WARP_COLUMNS;
 constexpr int ROW_TILES = ROWS / 16 / WARP_ROWS;              // of a warp
 constexpr int COLUMN_TILES = COLUMNS / 8 / WARP_COLUMNS;      // likewise, an even number

@@ -9,6 +9,12 @@ __device__ __forceinline__ bool is_allowed(const unsigned* allowed, int id) {
   return !allowed || (allowed[id / 32] >> (id % 32) & 1);
 }
 
+// A division costs as much as all else; mostly it would change nothing.
+__device__ __forceinline__ float tempered(bf16 logit, float temperature) {
+  const float x = to_float(logit);
+  return temperature == 1.0f ? x : x / temperature;
+}
+
 // Block of THREADS a row; warp w walks the ids w * segment .. (w + 1) * segment, tile by tile.
 extern "C" __global__ void __launch_bounds__(THREADS)
     sample(const bf16* logits, int vocab, const unsigned* allowed, float temperature, const double* draws, int* tokens,
@@ -30,7 +36,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const Eight eight = load_eight(row + id);
 #pragma unroll
     for (int j = 0; j < 8; ++j)
-      if (is_allowed(allowed, id + j)) high = fmaxf(high, to_float(eight.at[j]) / temperature);
+      if (is_allowed(allowed, id + j)) high = fmaxf(high, tempered(eight.at[j], temperature));
   }
   high = warp_max(high);
   if (lane == 0) highs[warp] = high;
@@ -42,18 +48,21 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   double sum = 0, sum_weighted = 0, sum_surplus = 0;
   for (int id = first + lane * 8; id < last; id += TILE) {
     const Eight eight = load_eight(row + id);
+    // Eight are added up in f32: f64 costs many times as much.
+    float own = 0, own_weighted = 0;
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      const float x = to_float(eight.at[j]) / temperature;
+      const float x = tempered(eight.at[j], temperature);
       if (is_allowed(allowed, id + j)) {
         const float weight = expf(x - high);
-        sum += weight;
+        own += weight;
         // An impossible token (-inf) adds nothing.
-        if (weight > 0.0f || !(x < high)) sum_weighted += (double)weight * x;
+        if (weight > 0.0f || !(x < high)) own_weighted += weight * x;
       } else {
         sum_surplus += exp((double)x - high);
       }
     }
+    sum += own, sum_weighted += own_weighted;
   }
   sum = warp_sum(sum), sum_weighted = warp_sum(sum_weighted), sum_surplus = warp_sum(sum_surplus);
   if (lane == 0) sums[warp] = sum, weighted[warp] = sum_weighted, surplus[warp] = sum_surplus;
@@ -89,7 +98,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const Eight eight = load_eight(row + id);
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
-          const float weight = is_allowed(allowed, id + j) ? expf(to_float(eight.at[j]) / temperature - high) : 0.0f;
+          const float weight = is_allowed(allowed, id + j) ? expf(tempered(eight.at[j], temperature) - high) : 0.0f;
           own_sum += weight;
           own[j] = own_sum;
           if (weight > 0.0f) possible = id + j;
@@ -121,7 +130,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   if (threadIdx.x == 0) {
     // Logits that are not finite leave no token; their log-prob is NaN, which the caller looks for.
     const int token = max(chosen, 0);
-    const float x = to_float(row[token]) / temperature;
+    const float x = tempered(row[token], temperature);
     tokens[blockIdx.x] = token;
     logprobs[blockIdx.x] = (float)((double)x - high - log(total + total_surplus));
     entropies[blockIdx.x] = (float)(log(total) + high - total_weighted / total);
@@ -187,19 +196,20 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const int first = warp * segment, last = min(first + segment, vocab);
 
   float high = -INFINITY;
-  for_each_allowed(row, first, last, allowed, [&](bf16 logit) { high = fmaxf(high, to_float(logit) / temperature); });
+  for_each_allowed(row, first, last, allowed, [&](bf16 logit) { high = fmaxf(high, tempered(logit, temperature)); });
   high = warp_max(high);
   if (lane == 0) highs[warp] = high;
   if (threadIdx.x == 0) chosen_warp = -1, chosen = -1;
   __syncthreads();
   high = warp_max(highs[lane]);
 
-  double all[2] = {0, 0};
+  float own_all = 0, own_weighted = 0;
   for_each_allowed(row, first, last, allowed, [&](bf16 logit) {
-    const float x = to_float(logit) / temperature, weight = expf(x - high);
-    all[0] += weight;
-    if (weight > 0.0f || !(x < high)) all[1] += (double)weight * x;
+    const float x = tempered(logit, temperature), weight = expf(x - high);
+    own_all += weight;
+    if (weight > 0.0f || !(x < high)) own_weighted += weight * x;
   });
+  double all[2] = {own_all, own_weighted};
   block_sums(all, sums);
   const double total = all[0], total_weighted = all[1];
   const double wanted = top_p * total;
@@ -214,7 +224,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     for_each_allowed(row, first, last, allowed, [&](bf16 logit) {
       const int order = order_of(logit);
       if (order < low + step) return;
-      const float weight = expf(to_float(logit) / temperature - high);
+      const float weight = expf(tempered(logit, temperature) - high);
 #pragma unroll
       for (int cut = 0; cut < CUTS; ++cut)
         if (order >= low + (cut + 1) * step) weights[cut] += weight, above[cut] += 1;
@@ -244,7 +254,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   int tallies[2] = {0, 0};
   for_each_allowed(row, first, last, allowed, [&](bf16 logit) {
     const int order = order_of(logit);
-    const float x = to_float(logit) / temperature;
+    const float x = tempered(logit, temperature);
     if (order == low) tallies[1] += 1;
     if (order > low) {
       tallies[0] += 1;
@@ -255,7 +265,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const int warps_ties = warp_sum(tallies[1]);
   block_sums(above_sum, sums);
   block_sums(tallies, counts);
-  const float tie = low == 0 ? -INFINITY : to_float(of_order(low)) / temperature;
+  const float tie = low == 0 ? -INFINITY : tempered(of_order(low), temperature);
   const float tie_weight = low == 0 ? 0.0f : expf(tie - high);
   int ties = tallies[1];
   if (top_k > 0) ties = min(ties, top_k - tallies[0]);
@@ -302,7 +312,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     for (int j = 0; j < 8; ++j) {
       const bool is_there = id < last && is_allowed(allowed, id + j);
       const int order = order_of(eight.at[j]);
-      if (is_there && order > low && to_float(eight.at[j]) / temperature >= least_allowed) is_above |= 1u << j;
+      if (is_there && order > low && tempered(eight.at[j], temperature) >= least_allowed) is_above |= 1u << j;
       if (is_there && order == low) is_tie |= 1u << j;
     }
     int tie_scan = __popc(is_tie);
@@ -319,7 +329,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       if (is_tie >> j & 1 && rank++ < stay) stays |= 1u << j;
-      const float weight = stays >> j & 1 ? expf(to_float(eight.at[j]) / temperature - high) : 0.0f;
+      const float weight = stays >> j & 1 ? expf(tempered(eight.at[j], temperature) - high) : 0.0f;
       own_sum += weight;
       own[j] = own_sum;
       if (weight > 0.0f) possible = id + j;
@@ -351,7 +361,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   if (threadIdx.x == 0) {
     // Logits that are not finite leave no token, or a total that is no number; their log-prob is NaN, which the caller looks for.
     const int token = max(chosen, 0);
-    const double x = to_float(row[token]) / temperature;
+    const double x = tempered(row[token], temperature);
     tokens[blockIdx.x] = token;
     logprobs[blockIdx.x] = chosen < 0 ? NOT_A_NUMBER : (float)(x - high - log(kept_sum) + 0.0 * total);
     entropies[blockIdx.x] = (float)(log(total) + high - total_weighted / total);

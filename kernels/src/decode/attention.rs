@@ -48,6 +48,7 @@ impl Heads {
     fn warps(&self, batch: i64) -> i64 {
         let wanted = match batch * self.keys {
             ..=FEW_BLOCKS => 16,
+            ..=264 => 8,
             _ => 4,
         };
         let wanted = std::env::var("BALEEN_X_WARPS").map_or(wanted, |value| value.parse().unwrap());

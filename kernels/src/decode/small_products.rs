@@ -51,6 +51,7 @@ pub struct Shape {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Cut {
     is_large: bool,
+    blocks: i64,
     /// Share I.
     warps: i64,
     /// Rows of a block.
@@ -85,6 +86,7 @@ impl Shape {
         let all = [16, 32, 64].into_iter().flat_map(|rows| {
             [8, 16, 32, 64].map(|columns| Cut {
                 is_large: false,
+                blocks: 1,
                 warps,
                 rows,
                 columns,
@@ -114,7 +116,11 @@ impl Shape {
         };
         let chunks = self.inner / CHUNK;
         let warps = (1..=MOST_WARPS).rev().find(|warps| chunks % warps == 0)?;
-        Some(Some(Cut { is_large, warps: if is_large { 8 } else { warps }, rows: rows.parse().unwrap(), columns: columns.parse().unwrap() }))
+        let parts: Vec<i64> = columns.split('x').map(|part| part.parse().unwrap()).collect();
+        let columns = parts[0];
+        let warps = parts.get(1).copied().unwrap_or(warps);
+        let blocks = parts.get(2).copied().unwrap_or(1);
+        Some(Some(Cut { blocks, is_large, warps: if !is_large { warps } else if columns < 64 { 4 } else { 8 }, rows: rows.parse().unwrap(), columns }))
     }
 
     /// Blocks along columns and rows.
@@ -146,10 +152,11 @@ impl Shape {
         self.cut().is_some()
     }
 
-    fn constants(&self, cut: Cut) -> [Constant; 6] {
+    fn constants(&self, cut: Cut) -> [Constant; 7] {
         [
             ("INNER", self.inner),
             ("WARPS", cut.warps),
+            ("BLOCKS", cut.blocks),
             ("ROWS", cut.rows),
             ("COLUMNS", cut.columns),
             ("NORMED", i64::from(self.is_normed)),
