@@ -82,17 +82,17 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const int position = positions[slot];
   const int* pages = table + (long long)slot * table_width;
   const int tiles = position < 0 ? 0 : position / TILE + 1;
-  // Row of the caches' numbers that token `key` of the sequence has.
+  // Where in the caches token `key` of the sequence lies.
   const auto row_of = [&](int key) {
     const long long row = ((long long)pages[key >> page_bits] << page_bits) + (key & ((1 << page_bits) - 1));
     return (row * kv_heads + kv_head) * HEAD_DIM;
   };
-  // All but the new token, which is not there yet. A tile lies in one page.
+  // All but the new token, which is not there yet. The table is not read beyond the sequence's end.
   const auto load_tile = [&](int index, Tile& k, Tile& v) {
     if (index < tiles) {
       const int key = index * TILE + lane / 4;
-      const long long at = row_of(index * TILE) + (long long)(lane / 4) * kv_heads * HEAD_DIM + (lane & 3) * WIDTH;
-      const long long below = at + 8LL * kv_heads * HEAD_DIM;
+      const long long at = row_of(min(key, position)) + (lane & 3) * WIDTH;
+      const long long below = row_of(min(key + 8, position)) + (lane & 3) * WIDTH;
       k.upper = load_share(k_cache + at, key < position);
       k.lower = load_share(k_cache + below, key + 8 < position);
       v.upper = load_share(v_cache + at, key < position);

@@ -24,10 +24,6 @@
 #ifndef COLUMNS
 #define COLUMNS 16
 #endif
-// Blocks of a multiprocessor.
-#ifndef BLOCKS
-#define BLOCKS 1
-#endif
 // Whether x is normalised: round(x rsqrt(mean(x^2) + eps)) norm.
 #ifndef NORMED
 #define NORMED 0
@@ -72,7 +68,7 @@ __device__ __forceinline__ Words load_words(const bf16* from) {
 }
 
 // x [rows, INNER], weight [columns of the product, INNER], out [rows, out_columns]. Grid: columns x rows.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+extern "C" __global__ void __launch_bounds__(THREADS)
     small_product(const bf16* x, const bf16* weight, const bf16* norm, float eps, int rows, int out_columns, bf16* out) {
   extern __shared__ float2 parts[];  // [warp, row tile, column tile, upper or lower eight rows, lane]
   __shared__ float squares[NORMED ? WARPS : 1][ROWS];

@@ -252,23 +252,17 @@ impl GraphDecoder {
         let (n, hidden) = (rows as i64, config.hidden_size as i64);
         let routing_words = routing_words(config, rows);
         let width = cache.place().1;
-        let output = self
-            .buffers
-            .output
-            .narrow(0, 0, output_words(config, rows, self.truncation()) as i64);
+        let output =
+            self.buffers
+                .output
+                .narrow(0, 0, output_words(config, rows, self.truncation()) as i64);
         let shapes = small_products(config, n);
         self.heads.prepare(&self.queue, n)?;
-        let has_small_products =
-            config.moe.is_none() && shapes.iter().all(Shape::is_supported);
+        let has_small_products = config.moe.is_none() && shapes.iter().all(Shape::is_supported);
         if has_small_products {
             shapes
                 .iter()
                 .try_for_each(|shape| shape.prepare(&self.queue))?;
-        }
-        let head = head_product(config, n);
-        let has_small_head = has_small_products && head.is_supported();
-        if has_small_head {
-            head.prepare(&self.queue)?;
         }
         StepGraph::record(&self.queue, (4 + width) * rows, &output, |input| {
             let draws = input.narrow(0, 0, 2 * n).view_dtype(Kind::Double);
@@ -290,7 +284,6 @@ impl GraphDecoder {
                 table: input.narrow(0, 4 * n, n * width as i64).view([n, -1]),
                 page: cache.pages.page_tokens() as i64,
                 has_small_products,
-                has_small_head,
                 x: shaped(&buffers.x, &[n, hidden]),
                 h: shaped(&buffers.h, &[n, hidden]),
                 y: shaped(&buffers.y, &[n, hidden]),
@@ -411,17 +404,6 @@ fn small_products(config: &ModelConfig, rows: i64) -> [Shape; 4] {
         shape(hidden, inner, true, Epilogue::Gated),
         shape(inner, hidden, false, Epilogue::Added),
     ]
-}
-
-/// The last norm with the output head, for `rows` rows.
-fn head_product(config: &ModelConfig, rows: i64) -> Shape {
-    Shape {
-        rows,
-        inner: config.hidden_size as i64,
-        columns: config.vocab_size as i64,
-        is_normed: true,
-        epilogue: Epilogue::Plain,
-    }
 }
 
 /// Layers with experts, and experts a token.

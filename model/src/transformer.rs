@@ -7,7 +7,6 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use kernels::decode::small_products::{Epilogue, small_product};
 use kernels::fused::logprobs::Head;
 use kernels::tch::{self, Device, Kind, Tensor};
 use kernels::{KernelError, decode};
@@ -354,16 +353,10 @@ impl Transformer {
         for (index, (layer, layer_cache)) in self.layers.iter().zip(&cache.layers).enumerate() {
             layer.record(step, layer_cache, index == 0)?;
         }
-        let head = self.lm_head.as_ref().unwrap_or(&self.embed_tokens);
-        if step.has_small_head {
-            let (norm, eps) = self.norm.weight_and_epsilon();
-            let norm = Some((&norm, eps));
-            let (queue, head) = (step.queue, head.weight());
-            return small_product(queue, &step.x, &head, norm, Epilogue::Plain, logits);
-        }
         // Products of few rows have added up the residual stream themselves.
         let y = (!step.has_small_products).then_some(&step.y);
         self.norm.record(step, y)?;
+        let head = self.lm_head.as_ref().unwrap_or(&self.embed_tokens);
         step.queue.product(&step.h, &head.weight(), logits)
     }
 

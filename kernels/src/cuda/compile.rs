@@ -62,16 +62,10 @@ pub const DISPATCH: Source = source!("dispatch.cu");
 /// A decode step's products of few rows; needs `INNER`, `WARPS`, `ROWS`, `COLUMNS`, `NORMED` and `EPILOGUE`.
 pub const SMALL_PRODUCTS: Source = source!("small_products.cu", overlaps: true);
 
-/// A decode step's products of many rows; needs `INNER`, `ROWS`, `COLUMNS`, `NORMED` and `EPILOGUE`.
-pub const LARGE_PRODUCTS: Source = source!("large_products.cu", overlaps: true);
-
 /// Every source but [`DSA_LATENT_SM90`], with the constants that a test compiles it for.
-pub const ALL: [(&Source, &[Constant]); 14] = [
+pub const ALL: [(&Source, &[Constant]); 12] = [
     (&ROWS, &[]),
-    (
-        &ATTENTION,
-        &[("HEAD_DIM", 64), ("GROUP", 3), ("WARPS", 4)],
-    ),
+    (&ATTENTION, &[("HEAD_DIM", 64), ("GROUP", 3), ("WARPS", 4)]),
     (&EXPERTS, &[]),
     (&SAMPLING, &[]),
     (&FUSED, &[("EIGHTS", 3), ("HEAD_DIM", 64)]),
@@ -80,11 +74,6 @@ pub const ALL: [(&Source, &[Constant]); 14] = [
     (
         &SMALL_PRODUCTS,
         &[("COLUMNS", 32), ("NORMED", 1), ("EPILOGUE", 2)],
-    ),
-    (&LARGE_PRODUCTS, &[("EPILOGUE", 1), ("INNER", 1536)]),
-    (
-        &LARGE_PRODUCTS,
-        &[("COLUMNS", 192), ("NORMED", 1), ("EPILOGUE", 2)],
     ),
     (&DSA_ATTENTION, &[]),
     (
@@ -334,7 +323,11 @@ mod tests {
         assert!(num_kernels >= 8, "{num_kernels} kernels found");
         let others = ALL.iter().filter(|(source, _)| !source.overlaps);
         for (source, _) in others {
-            assert!(!source.text.contains("start_next_kernel"), "{}", source.name);
+            assert!(
+                !source.text.contains("start_next_kernel"),
+                "{}",
+                source.name
+            );
         }
     }
 

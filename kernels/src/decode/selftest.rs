@@ -5,8 +5,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::attention::{self, Cache, Heads, NewTokens, Rope};
 use super::experts::{self, Gating};
-use super::small_products::{Epilogue, Shape, small_product, small_product_reference};
 use super::sampling::Truncation;
+use super::small_products::{Epilogue, Shape, small_product, small_product_reference};
 use super::{rows, sampling};
 use crate::cuda::Queue;
 use crate::error::KernelError;
@@ -59,7 +59,7 @@ pub fn run(device: Device, seed: i64) -> Result<Vec<Outcome>, KernelError> {
     }
     for (heads, batch, longest) in [
         ([9, 3, 64], 5, 300),
-        ([4, 4, 16], 3, 5),
+        ([4, 4, 16], 3, 50),
         ([8, 1, 128], 2, 1000),
         ([6, 2, 256], 33, 40),
         ([9, 3, 64], 70, 700),
@@ -76,9 +76,8 @@ pub fn run(device: Device, seed: i64) -> Result<Vec<Outcome>, KernelError> {
         (32, 576, 1536),
         (32, 1536, 576),
         (17, 2048, 104),
-        (64, 576, 960),
-        (128, 576, 1536),
-        (100, 1536, 576),
+        (64, 576, 1536),
+        (50, 1536, 576),
     ] {
         test.small_products(batch, inner, columns)?;
     }
@@ -231,7 +230,8 @@ impl Test<'_> {
     /// The last row is padding, the first has no past. Pages lie in any order; entries that are not read lead nowhere.
     fn attention(&mut self, heads: Heads, batch: i64, longest: i64) -> Result<(), KernelError> {
         let (queue, device) = (self.queue, self.device);
-        let page = 16;
+        // Of four tokens in one case: fewer than a warp attends to at once.
+        let page = if heads.dim == 16 { 4 } else { 32 };
         let width = longest / page + 1;
         let num_pages = batch * width;
         let shape = [num_pages * page, heads.keys, heads.dim];
@@ -417,7 +417,13 @@ impl Test<'_> {
             // Among what was kept; the entropy is that of all allowed ids.
             let of_kept = |id: usize| kept.contains(&(id as u32));
             let masked: Vec<f32> = (0..z.len())
-                .map(|id| if of_kept(id) { z[id] } else { f32::NEG_INFINITY })
+                .map(|id| {
+                    if of_kept(id) {
+                        z[id]
+                    } else {
+                        f32::NEG_INFINITY
+                    }
+                })
                 .collect();
             let (token, logprob, _) = sampling::sample_reference(&masked, of_kept, temperature, u);
             let (.., entropy) = sampling::sample_reference(&z, is_allowed, temperature, u);

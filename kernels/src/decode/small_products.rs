@@ -7,19 +7,19 @@
 use tch::{Kind, Tensor};
 
 use super::{NONE, expect, grid, int, rows};
-use crate::cuda::compile::{Constant, LARGE_PRODUCTS, SMALL_PRODUCTS};
+use crate::cuda::compile::{Constant, SMALL_PRODUCTS};
 use crate::cuda::{Argument, Grid, Queue};
 use crate::error::KernelError;
 
 /// Up to this many rows these products take less time than cuBLAS's with the operations around them.
-pub const MOST_ROWS: i64 = 128;
+pub const MOST_ROWS: i64 = 64;
 /// Numbers of a row that four lanes read at once.
 const CHUNK: i64 = 32;
 const MOST_WARPS: i64 = 16;
-/// Blocks that run at once, about: one for each of an H100's multiprocessors.
+/// Blocks that are to run at once: an H100 has 132 multiprocessors. Of few rows fewer, larger blocks took less time: those of the next
+/// kernel, which wait beside them, have more room.
 const BLOCKS_AT_ONCE: i64 = 132;
-/// Registers of a thread for other things than x, weights and sums.
-const OTHER_REGISTERS: i64 = 40;
+const BLOCKS_AT_ONCE_OF_FEW_ROWS: i64 = 100;
 
 /// What becomes of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +50,6 @@ pub struct Shape {
 /// How a product is cut into blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Cut {
-    is_large: bool,
-    blocks: i64,
     /// Share I.
     warps: i64,
     /// Rows of a block.
@@ -69,11 +67,8 @@ impl Shape {
         }
     }
 
-    /// The cut with which a multiprocessor reads least; `None` where the kernel can't.
+    /// The cut with which a multiprocessor reads least; `None` where there is none.
     fn cut(&self) -> Option<Cut> {
-        if let Some(cut) = self.tried() {
-            return cut;
-        }
         if self.rows > MOST_ROWS || self.inner % CHUNK != 0 || self.columns % 8 != 0 {
             return None;
         }
@@ -85,8 +80,6 @@ impl Shape {
         };
         let all = [16, 32, 64].into_iter().flat_map(|rows| {
             [8, 16, 32, 64].map(|columns| Cut {
-                is_large: false,
-                blocks: 1,
                 warps,
                 rows,
                 columns,
@@ -95,32 +88,6 @@ impl Shape {
         let fitting = all
             .filter(|cut| cut.columns >= least_columns && self.registers(*cut) <= cut.registers());
         fitting.min_by_key(|cut| self.read_by_one(*cut))
-    }
-
-    /// EXPERIMENT
-    fn tried(&self) -> Option<Option<Cut>> {
-        let name = match (self.epilogue, self.columns > 8192, self.inner > 1000) {
-            (Epilogue::Plain, true, _) => "H",
-            (Epilogue::Plain, ..) => "Q",
-            (Epilogue::Gated, ..) => "G",
-            (Epilogue::Added, _, true) => "D",
-            _ => "O",
-        };
-        let value = std::env::var(format!("BALEEN_X_{name}")).ok()?;
-        let is_large = value.starts_with('L');
-        if is_large && self.is_normed && self.inner > 1100 {
-            return None;
-        }
-        let Some((rows, columns)) = value.trim_start_matches('L').split_once('x') else {
-            return Some(None);
-        };
-        let chunks = self.inner / CHUNK;
-        let warps = (1..=MOST_WARPS).rev().find(|warps| chunks % warps == 0)?;
-        let parts: Vec<i64> = columns.split('x').map(|part| part.parse().unwrap()).collect();
-        let columns = parts[0];
-        let warps = parts.get(1).copied().unwrap_or(warps);
-        let blocks = parts.get(2).copied().unwrap_or(1);
-        Some(Some(Cut { blocks, is_large, warps: if !is_large { warps } else if columns < 64 { 4 } else { 8 }, rows: rows.parse().unwrap(), columns }))
     }
 
     /// Blocks along columns and rows.
@@ -134,17 +101,21 @@ impl Shape {
 
     /// Rows of x and of weights that a multiprocessor reads.
     fn read_by_one(&self, cut: Cut) -> i64 {
+        let at_once = match self.rows {
+            ..=16 => BLOCKS_AT_ONCE_OF_FEW_ROWS,
+            _ => BLOCKS_AT_ONCE,
+        };
         let [columns, rows] = self.blocks(cut);
-        ((rows * columns - 1) / BLOCKS_AT_ONCE + 1) * (cut.rows + cut.columns)
+        ((rows * columns - 1) / at_once + 1) * (cut.rows + cut.columns)
     }
 
-    /// Registers that a thread has too few of above [`Cut::registers`].
+    /// Registers of a thread for x, weights and sums, most of which are needed at once.
     fn registers(&self, cut: Cut) -> i64 {
         let (row_tiles, column_tiles) = (cut.rows / 16, cut.columns / 8);
         let norm = 4 * i64::from(self.is_normed);
         let of_chunk = 8 * row_tiles + 4 * column_tiles + norm;
         let chunks = self.inner / CHUNK / cut.warps;
-        OTHER_REGISTERS + chunks * of_chunk + 4 * row_tiles * column_tiles
+        chunks * of_chunk + 4 * row_tiles * column_tiles
     }
 
     /// Whether there is a kernel for it.
@@ -152,11 +123,10 @@ impl Shape {
         self.cut().is_some()
     }
 
-    fn constants(&self, cut: Cut) -> [Constant; 7] {
+    fn constants(&self, cut: Cut) -> [Constant; 6] {
         [
             ("INNER", self.inner),
             ("WARPS", cut.warps),
-            ("BLOCKS", cut.blocks),
             ("ROWS", cut.rows),
             ("COLUMNS", cut.columns),
             ("NORMED", i64::from(self.is_normed)),
@@ -169,12 +139,8 @@ impl Shape {
     /// # Errors
     /// It does not compile, or a shape that is not supported.
     pub fn prepare(&self, queue: &Queue) -> Result<(), KernelError> {
-        let cut = self.known_cut()?;
-        let constants = self.constants(cut);
-        match cut.is_large {
-            true => queue.prepare(&LARGE_PRODUCTS, &constants, "large_product"),
-            false => queue.prepare(&SMALL_PRODUCTS, &constants, "small_product"),
-        }
+        let constants = self.constants(self.known_cut()?);
+        queue.prepare(&SMALL_PRODUCTS, &constants, "small_product")
     }
 
     fn known_cut(&self) -> Result<Cut, KernelError> {
@@ -243,18 +209,8 @@ pub fn small_product(
     let [across, down] = shape.blocks(cut);
     let blocks = [grid(across)?, grid(down)?];
     let constants = shape.constants(cut);
-    let kernel = match cut.is_large {
-        true => (&LARGE_PRODUCTS, &constants[..], "large_product"),
-        false => (&SMALL_PRODUCTS, &constants[..], "small_product"),
-    };
-    let shared = match cut.is_large {
-        true => {
-            let pieces = if shape.is_normed { shape.inner / 64 } else { 4 };
-            128 * (pieces * cut.rows + 4 * cut.columns)
-        }
-        false => cut.shared_bytes(),
-    };
-    let blocks = Grid::from(blocks).with_shared(grid(shared)?);
+    let kernel = (&SMALL_PRODUCTS, &constants[..], "small_product");
+    let blocks = Grid::from(blocks).with_shared(grid(cut.shared_bytes())?);
     // SAFETY: sizes and types were compared.
     unsafe { queue.launch(kernel, blocks, grid(32 * cut.warps)?, &arguments) }
 }

@@ -44,8 +44,6 @@ pub(crate) struct StepRecorder<'a> {
     pub(crate) page: i64,
     /// Whether norms and residual sums are part of the products, as they are for few rows.
     pub(crate) has_small_products: bool,
-    /// Whether the last norm is part of the output head's product.
-    pub(crate) has_small_head: bool,
     /// Residual stream, `[N, hidden]`.
     pub(crate) x: Tensor,
     /// Normed input of a block, `[N, hidden]`.
@@ -115,7 +113,10 @@ impl Buffers {
             logits: wide(config.vocab_size),
             rows,
             output: Tensor::zeros(
-                [(output_words(config, rows as usize, None) + rows as usize * kept_words(config)) as i64],
+                [
+                    (output_words(config, rows as usize, None) + rows as usize * kept_words(config))
+                        as i64,
+                ],
                 (Kind::Int, device),
             ),
         }
