@@ -235,3 +235,54 @@ pub fn small_product_reference(
         Epilogue::Gated => rows::swiglu_reference(&product),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// SmolLM2-135M's products: those that are normalised first, the residual sums.
+    fn layer(rows: i64) -> [Shape; 4] {
+        let shape = |inner, columns, is_normed, epilogue| Shape {
+            rows,
+            inner,
+            columns,
+            is_normed,
+            epilogue,
+        };
+        [
+            shape(576, 960, true, Epilogue::Plain),
+            shape(576, 576, false, Epilogue::Added),
+            shape(576, 1536, true, Epilogue::Gated),
+            shape(1536, 576, false, Epilogue::Added),
+        ]
+    }
+
+    #[test]
+    fn a_layer_of_few_rows_has_a_multiprocessor_for_each_block() {
+        for rows in [1, 8, 16, 32, 64] {
+            for shape in layer(rows) {
+                let cut = shape.cut().unwrap();
+                let [across, down] = shape.blocks(cut);
+                assert!(across * down <= BLOCKS_AT_ONCE, "{shape:?}: {cut:?}");
+                assert!(across * cut.columns >= shape.weights() && down * cut.rows >= rows);
+                assert_eq!(shape.inner % (CHUNK * cut.warps), 0, "{cut:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_product_that_no_block_has_room_for_is_refused() {
+        let [.., down] = layer(32);
+        let refused = |shape: Shape| !shape.is_supported();
+        assert!(refused(Shape { rows: 65, ..down }));
+        assert!(refused(Shape {
+            columns: 100,
+            ..down
+        }));
+        // A prime number of chunks leaves them all to one warp.
+        assert!(refused(Shape {
+            inner: 32 * 97,
+            ..down
+        }));
+    }
+}
