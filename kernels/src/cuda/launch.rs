@@ -118,11 +118,12 @@ impl Functions {
         Ok(handle)
     }
 
-    /// Puts a kernel on `stream` (null: libtorch's default stream), with `block` threads a block. With `may_overlap` it may start before the kernel in front of it is done.
+    /// Puts a kernel on `stream` (null: libtorch's default stream), with `block` threads a block. With `may_overlap` it
+    /// may start before the kernel in front of it is done.
     ///
     /// # Safety
-    /// `stream` is alive, the kernel waits itself where `may_overlap` (see `overlap.cuh`), and the arguments are what the kernel takes: addresses are those of memory of this card
-    /// that is as large as the kernel expects when it runs.
+    /// `stream` is alive, the kernel waits itself where `may_overlap` (see `overlap.cuh`), and the arguments are what the
+    /// kernel takes: addresses are those of memory of this card that is as large as the kernel expects when it runs.
     ///
     /// # Errors
     /// It does not compile or can't be launched.

@@ -33,8 +33,8 @@ pub struct Queue {
     functions: Functions,
     /// Tensors that work being recorded touches.
     recorded: RefCell<Option<Vec<Tensor>>>,
-    /// Whether what was put here last is a kernel that lets the next one start early. After anything else (a product of cuBLAS, a copy, an
-    /// event) a kernel starts when that is done.
+    /// Whether what was put here last is a kernel that lets the next one start early. After anything else (a product of
+    /// cuBLAS, a copy, an event) a kernel starts when that is done.
     ends_in_overlap: Cell<bool>,
 }
 

@@ -3,10 +3,11 @@
 //! z = logits / temperature. With p = softmax(z) over the allowed ids, the token is the first, by ascending id, whose
 //! cumulative p exceeds the row's draw; its log-prob is z - log sum exp z over all ids, the entropy that of p.
 //!
-//! Truncated, only a set K of the allowed ids is drawn from, and the log-prob is z - log sum exp z over K. With ids in the order of p, ties by
-//! ascending id, top-k keeps the first k, top-p the shortest prefix whose sum is at least `top_p`, min-p those with p at least `min_p` times the largest; K is
-//! the shortest of the three. Sums of f32 weights are rounded in another order than libtorch's, so that a top-p prefix may end one id
-//! earlier or later where its sum comes that close to `top_p`.
+//! Truncated, only a set K of the allowed ids is drawn from, and the log-prob is z - log sum exp z over K. With ids in
+//! the order of p, ties by ascending id, top-k keeps the first k, top-p the shortest prefix whose sum is at least
+//! `top_p`, min-p those with p at least `min_p` times the largest; K is the shortest of the three. Sums of f32 weights
+//! are rounded in another order than libtorch's, so that a top-p prefix may end one id earlier or later where its sum
+//! comes that close to `top_p`.
 
 use tch::{Kind, Tensor};
 

@@ -24,8 +24,8 @@ pub(super) struct Buffers {
     pub(super) logits: Tensor,
     /// The largest N.
     pub(super) rows: i64,
-    /// What a step gives the host, i32: token, log-prob and entropy of each row, then the experts, then the ids drawn from. All graphs share it,
-    /// so that a step finds the tokens of the one before.
+    /// What a step gives the host, i32: token, log-prob and entropy of each row, then the experts, then the ids drawn
+    /// from. All graphs share it, so that a step finds the tokens of the one before.
     pub(super) output: Tensor,
 }
 

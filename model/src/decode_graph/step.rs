@@ -51,7 +51,8 @@ pub struct DecodedStep<'a> {
 pub struct DrawnToken {
     /// Token id.
     pub id: u32,
-    /// Log-prob over what it was drawn from (all columns of the logits where nothing truncates) after temperature; NaN where they are not finite.
+    /// Log-prob over what it was drawn from (all columns of the logits where nothing truncates) after temperature; NaN
+    /// where logits are not finite.
     pub logprob: f32,
     /// Entropy over the allowed ids, nats.
     pub entropy: f32,
