@@ -9,7 +9,7 @@ use super::attention::{self, Cache, Heads, NewTokens, Rope};
 use super::experts::{self, Gating};
 use super::sampling::Truncation;
 use super::small_products::{Epilogue, Shape, small_product, small_product_reference};
-use super::{rows, sampling};
+use super::rows;
 use crate::cuda::Queue;
 use crate::error::KernelError;
 
