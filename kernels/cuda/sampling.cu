@@ -16,7 +16,7 @@ __device__ __forceinline__ float tempered(bf16 logit, float temperature) {
 }
 
 // Block of THREADS a row; warp w walks the ids w * segment .. (w + 1) * segment, tile by tile.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     sample(const bf16* logits, int vocab, const unsigned* allowed, float temperature, const double* draws, int* tokens,
            float* logprobs, float* entropies) {
   __shared__ float highs[WARPS];
@@ -48,7 +48,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   double sum = 0, sum_weighted = 0, sum_surplus = 0;
   for (int id = first + lane * 8; id < last; id += TILE) {
     const Eight eight = load_eight(row + id);
-    // Eight are added up in f32: f64 costs many times as much.
+    // Eight are added up in f32, f64 being many times as slow; below in the same order, so that sums agree to the last bit.
     float own = 0, own_weighted = 0;
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
@@ -92,7 +92,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     int found = -1, last_possible = -1;
     for (int tile = first; tile < last && found < 0; tile += TILE) {
       const int id = tile + lane * 8;
-      double own[8], own_sum = 0;
+      float own[8], own_sum = 0;
       int possible = -1;
       if (id < last) {
         const Eight eight = load_eight(row + id);
@@ -176,7 +176,7 @@ __device__ __forceinline__ void for_each_allowed(const bf16* row, int first, int
 //
 // Least of the prefix of most likely ids is the largest logit such that the ids at or above it are enough: found by
 // cutting the range of bf16 numbers into four, again and again.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     sample_truncated(const bf16* logits, int vocab, const unsigned* allowed, float temperature, int top_k, double top_p,
                      float log_min_p, const double* draws, int* tokens, float* logprobs, float* entropies, unsigned* kept) {
   constexpr int CUTS = 3;
