@@ -7,7 +7,7 @@
 //! the order of p, ties by ascending id, top-k keeps the first k, top-p the shortest prefix whose sum is at least
 //! `top_p`, min-p those with p at least `min_p` times the largest; K is the shortest of the three. Sums of f32 weights
 //! are rounded in another order than libtorch's, so that a top-p prefix may end one id earlier or later where its sum
-//! comes that close to `top_p`.
+//! comes within 1e-7 of `top_p` (several ids where `top_p` is so close to 1 that these weigh less than that).
 
 use tch::{Kind, Tensor};
 
