@@ -16,7 +16,8 @@ say() { printf 'quickstart: %s\n' "$*"; }
 scripts/setup.sh
 
 say "building baleen (the first build takes some minutes)"
-cargo build --locked --bin baleen
+# The launcher of the sandbox lies beside the program.
+cargo build --locked --bin baleen --bin baleen-sandbox
 # `cargo run` finds the binary wherever the target folder lies, and becomes the program: Ctrl-C and
 # SIGTERM reach it.
 baleen=(cargo run --quiet --locked --bin baleen --)

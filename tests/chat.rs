@@ -127,14 +127,21 @@ fn other_families_use_their_template() {
     assert!(
         printed.starts_with("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n\n[256, 117, ")
     );
-    let file = dir.path().join("completion.txt");
-    fs::write(&file, "x<|im_end|>").unwrap();
-    let parse = ["chat", "parse", text(&file), "--model", text(&folder)];
-    refused(
-        &parse,
-        WRONG_INPUT,
-        &["chat template of its own", "DeepSeek-V3.2"],
+    let parse = ["parse", "--model", text(&folder)];
+    assert_eq!(
+        piped(&parse, "x<|im_end|>\n"),
+        "{\"role\": \"assistant\", \"content\": \"x\", \"reasoning_content\": \"\", \"tool_calls\": []}\n"
     );
+    let call = "x\n<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1}}</tool_call><|im_end|>";
+    let message = piped(&parse, call);
+    assert!(
+        message.contains("\"name\": \"f\"") && message.contains("\\\"a\\\": 1"),
+        "{message}"
+    );
+    let file = dir.path().join("completion.txt");
+    fs::write(&file, "x<tool_call>{\"name\": 3}</tool_call><|im_end|>").unwrap();
+    let parse = [&["chat", "parse", text(&file)], &parse[1..]].concat();
+    refused(&parse, WRONG_INPUT, &["completion.txt", "name"]);
     let gguf = program::workspace().join("models/SmolLM2-135M-Instruct.Q4_1.gguf");
     let printed = piped(&["encode", "-", "--model", text(&gguf)], conversation);
     assert!(printed.contains("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n\n[1, "));

@@ -1,8 +1,8 @@
 //! Finds the program `baleen` and runs it as a child, on one thread.
 //!
-//! The program lies beside the test binary, `target/<profile>/baleen`. When it is missing or older
-//! than a source that `baleen.d` lists, `cargo build -p trainer` is run once; cargo's own lock lets
-//! tests in several processes do so at once.
+//! The program lies beside the test binary, `target/<profile>/baleen`, and the launcher of the sandbox beside it. When
+//! one is missing or older than a source that `baleen.d` lists, they are built once; cargo's own lock lets tests in
+//! several processes do so at once.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ pub fn path() -> &'static Path {
         // target/PROFILE/deps/all-HASH
         let profile = test.ancestors().nth(2).expect("cargo's folder layout");
         let program = profile.join("baleen");
-        if is_stale(&program) {
+        if is_stale(&program) || is_stale(&profile.join("baleen-sandbox")) {
             build(profile);
         }
         assert!(program.is_file(), "no program at {}", program.display());
@@ -63,6 +63,7 @@ fn build(profile: &Path) {
     let target = profile.parent().expect("cargo's folder layout");
     let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args(["build", "--package", "trainer", "--bin", "baleen"])
+        .args(["--package", "sandbox", "--bin", "baleen-sandbox"])
         .args(["--profile", name, "--target-dir"])
         .arg(target)
         .current_dir(workspace())

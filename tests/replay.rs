@@ -17,14 +17,14 @@ fn before_grpo() -> usize {
     TINY_STEPS[..3].iter().sum()
 }
 
-fn replay(run: &Path, step: usize, json: &Path) -> String {
+pub fn replay(run: &Path, step: usize, json: &Path) -> String {
     let step = step.to_string();
     let args = ["replay", text(run), "--step", &step, "--json", text(json)];
     program::succeed(&args).stdout
 }
 
 /// What scripts/check_replay.py says of a file: exit code and output.
-fn checked_by_python(json: &Path) -> (i32, String) {
+pub fn checked_by_python(json: &Path) -> (i32, String) {
     let mut command = quiet("python3");
     command.arg("scripts/check_replay.py").arg(json);
     let ended = program::finish(command);

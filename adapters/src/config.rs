@@ -9,20 +9,6 @@ use std::time::Duration;
 use environments::EpisodeLimits;
 use serde::{Deserialize, Serialize};
 
-/// One entry of `environments`: `(server: (name: "shop", command: ["python3", "shop.py"]), level: 2, weight: 1.0)`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ExternalConfig {
-    /// The server that has the tasks.
-    pub server: ServerConfig,
-    /// Difficulty, as the server counts it.
-    #[serde(default = "first_level")]
-    pub level: u32,
-    /// Share of the prompts, relative to the others.
-    #[serde(default = "unit")]
-    pub weight: f64,
-}
-
 /// A server of `agentenv/1`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "keys::ServerKeys", into = "keys::ServerKeys")]
@@ -170,14 +156,6 @@ pub(crate) fn secs(secs: f64) -> Duration {
     Duration::from_secs_f64(secs)
 }
 
-fn unit() -> f64 {
-    1.0
-}
-
-fn first_level() -> u32 {
-    1
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -186,17 +164,15 @@ mod tests {
     #[test]
     fn an_entry_is_read_and_written() {
         let written = json!({
-            "server": {"name": "shop", "command": ["python3", "shop.py"], "deadlines": {"call_secs": 120.0}},
-            "level": 2,
-            "weight": 0.5
+            "name": "shop", "command": ["python3", "shop.py"], "deadlines": {"call_secs": 120.0}
         });
-        let config: ExternalConfig = serde_json::from_value(written).expect("sound");
-        assert_eq!(config.server.deadlines.call_secs, 120.0);
-        assert_eq!(config.server.deadlines.grade_secs, 300.0);
-        assert!(!config.server.partial_rewards);
+        let config: ServerConfig = serde_json::from_value(written).expect("sound");
+        assert_eq!(config.deadlines.call_secs, 120.0);
+        assert_eq!(config.deadlines.grade_secs, 300.0);
+        assert!(!config.partial_rewards);
         let again = serde_json::to_value(&config).expect("it is plain data");
         assert_eq!(
-            serde_json::from_value::<ExternalConfig>(again).expect("sound"),
+            serde_json::from_value::<ServerConfig>(again).expect("sound"),
             config
         );
     }

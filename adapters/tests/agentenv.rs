@@ -77,7 +77,7 @@ fn till(more: &[&str]) -> Vec<String> {
 #[test]
 fn a_program_s_environment_is_played_and_ends_with_us() {
     let server = config(json!({"name": "till", "command": till(&[])}));
-    let server = AgentEnv::open(&server, 1).expect("it runs and pays for no garbage");
+    let server = AgentEnv::open(&server, [1]).expect("it runs and pays for no garbage");
     check_till(&server);
     let process = server.process_id().expect("it runs");
     assert!(runs(process));
@@ -92,10 +92,10 @@ fn an_environment_behind_a_socket_is_played() {
     let _server = Apart::start(&till(&["--socket", socket.to_str().expect("plain")]));
     wait_until("the socket is there", || socket.exists());
     let server = config(json!({"name": "till", "socket": socket}));
-    let mut opened = AgentEnv::open(&server, 1);
+    let mut opened = AgentEnv::open(&server, [1]);
     wait_until("it listens", || {
         if opened.is_err() {
-            opened = AgentEnv::open(&server, 1);
+            opened = AgentEnv::open(&server, [1]);
         }
         opened.is_ok()
     });
@@ -106,7 +106,7 @@ fn an_environment_behind_a_socket_is_played() {
 fn an_environment_behind_http_is_played() {
     let (_server, url) = Apart::announced(&till(&["--port", "0"]), &[]);
     let server = config(json!({"name": "till", "url": url}));
-    check_till(&AgentEnv::open(&server, 1).expect("it runs"));
+    check_till(&AgentEnv::open(&server, [1]).expect("it runs"));
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn http_asks_for_the_token() {
 #[test]
 fn sessions_of_one_server_run_side_by_side() {
     let server = config(json!({"name": "till", "command": till(&[])}));
-    let server = AgentEnv::open(&server, 1).expect("it runs");
+    let server = AgentEnv::open(&server, [1]).expect("it runs");
     std::thread::scope(|scope| {
         for seed in 0..16 {
             let server = &server;
@@ -155,7 +155,7 @@ fn a_key_names_the_same_task_in_every_process() {
 fn tasks_are_found_by_their_keys() {
     let folder = tempfile::tempdir().expect("a folder");
     let server = faulty(&folder.path().join("log"), &[], json!({}));
-    let server = Arc::new(AgentEnv::open(&server, 1).expect("it runs"));
+    let server = Arc::new(AgentEnv::open(&server, [1]).expect("it runs"));
     let key = server.key(Split::Train, 1, 7);
     let tasks = Tasks::default().with_external(server.clone());
     let task = tasks.task(&TaskKey::External(key.clone())).expect("a task");
@@ -181,12 +181,12 @@ fn an_environment_that_pays_for_garbage_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let log = folder.path().join("log");
     let server = faulty(&log, &["pays=1"], json!({}));
-    let error = AgentEnv::open(&server, 1).expect_err("it pays for everything");
+    let error = AgentEnv::open(&server, [1]).expect_err("it pays for everything");
     assert!(matches!(error, OpenError::Pays { .. }), "{error}");
     let words = "environment faulty version 1 level 1 seed 0 pays for an empty answer";
     assert!(error.to_string().contains(words), "{error}");
     // Half a reward counts only where the configuration says so.
-    let half = |keys| AgentEnv::open(&faulty(&log, &["reward=0.5"], keys), 1);
+    let half = |keys| AgentEnv::open(&faulty(&log, &["reward=0.5"], keys), [1]);
     half(json!({})).expect("no full reward");
     let error = half(json!({"partial_rewards": true})).expect_err("it pays");
     assert!(matches!(error, OpenError::Pays { .. }), "{error}");
@@ -195,7 +195,7 @@ fn an_environment_that_pays_for_garbage_is_refused() {
 #[test]
 fn levels_are_checked_and_programs_must_be_servers() {
     let error = |keys: Value, level| {
-        AgentEnv::open(&config(keys), level)
+        AgentEnv::open(&config(keys), [level])
             .expect_err("refused")
             .to_string()
     };

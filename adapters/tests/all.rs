@@ -5,3 +5,4 @@ mod faults;
 mod mcp;
 mod places;
 mod reasoning_gym;
+mod rubric;

@@ -65,7 +65,7 @@ fn twenty_datasets_pay_for_their_own_answers_and_not_for_garbage() {
             "deadlines": {"connect_secs": 60.0},
             "screened_tasks": 0,
         })),
-        1,
+        [1],
     );
     let server = server.expect("it runs");
     let gold = gold.wait_with_output().expect("it ends").stdout;

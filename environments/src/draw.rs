@@ -47,6 +47,15 @@ impl Draw {
         }
     }
 
+    /// The stream of a number, for content that is made again wherever it is needed.
+    pub(crate) fn of_content(number: u64) -> Draw {
+        let mut hasher = blake3::Hasher::new_derive_key("baleen environments 1: content");
+        hasher.update(&number.to_le_bytes());
+        Draw {
+            stream: ChaCha8Rng::from_seed(*hasher.finalize().as_bytes()),
+        }
+    }
+
     /// Uniform in `0..bound`.
     ///
     /// # Panics

@@ -140,6 +140,23 @@ impl Episode {
         })
     }
 
+    /// What a whole episode of `task` earns in which the assistant makes `calls`, turn by turn, and then says `answer`,
+    /// unless one of the calls has ended it.
+    pub fn played(task: &Task, calls: &[Vec<ToolCall>], answer: &str) -> Verdict {
+        let play = || {
+            let mut episode = Episode::open(task)?;
+            let calling = calls.iter().map(|calls| (String::new(), calls.clone()));
+            let answering = std::iter::once((answer.to_string(), Vec::new()));
+            for (content, calls) in calling.chain(answering) {
+                if let Next::Done(_) = episode.step(&AssistantTurn { content, calls })? {
+                    break;
+                }
+            }
+            Ok(episode.grade())
+        };
+        play().unwrap_or_else(|fault: Fault| fault.into())
+    }
+
     /// Answers a turn of the assistant.
     ///
     /// # Errors
@@ -175,6 +192,7 @@ impl Episode {
                 Reply::Done => Next::Done(Stop::Answered),
             });
         }
+        self.session.begin_turn();
         let mut messages = Vec::with_capacity(turn.calls.len());
         for call in &turn.calls {
             if self.num_calls == self.limits.max_calls {

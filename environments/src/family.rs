@@ -16,11 +16,12 @@ use crate::draw::{Draw, Purpose};
 use crate::instance::{Domain, Instance, TaskFamily, split_of};
 use crate::logic::{colouring, cryptarithm, knights, mines, sat, sokoban, sudoku, zebra};
 use crate::math::{
-    congruences, diophantine, lattice_paths, matrix_inverse, partitions, polynomials, recurrences,
-    waiting_time,
+    computed_answer, congruences, diophantine, lattice_paths, matrix_inverse, partitions,
+    polynomials, recurrences, waiting_time,
 };
 use crate::programming::{
     compose_function, efficient_program, invert_program, regex_synthesis, repair_program,
+    table_answer,
 };
 use crate::task::{FamilyKey, Task, Verifier};
 
@@ -90,6 +91,10 @@ pub enum Family {
     RepairProgram,
     /// Write a function that is fast on long lists.
     EfficientProgram,
+    /// Questions whose answer takes a computation, with the code interpreter.
+    ComputedAnswer,
+    /// Questions about tables that the code interpreter reads.
+    TableAnswer,
 }
 
 /// A name that no task family has.
@@ -102,7 +107,7 @@ pub struct UnknownFamily {
 
 impl Family {
     /// Every family.
-    pub const ALL: [Family; 29] = [
+    pub const ALL: [Family; 31] = [
         Family::Sums,
         Family::Products,
         Family::Compare,
@@ -132,6 +137,8 @@ impl Family {
         Family::RegexSynthesis,
         Family::RepairProgram,
         Family::EfficientProgram,
+        Family::ComputedAnswer,
+        Family::TableAnswer,
     ];
 
     /// What the family does: the only place that knows which file implements it.
@@ -166,12 +173,19 @@ impl Family {
             Family::RegexSynthesis => &regex_synthesis::RegexSynthesis,
             Family::RepairProgram => &repair_program::RepairProgram,
             Family::EfficientProgram => &efficient_program::EfficientProgram,
+            Family::ComputedAnswer => &computed_answer::ComputedAnswer,
+            Family::TableAnswer => &table_answer::TableAnswer,
         }
     }
 
     /// Name in configurations and metrics, such as `sums`.
     pub fn name(self) -> &'static str {
         self.definition().name()
+    }
+
+    /// What is asked, in a line.
+    pub fn summary(self) -> &'static str {
+        self.definition().summary()
     }
 
     /// Levels that exist, easiest first.
@@ -197,6 +211,12 @@ impl Family {
     /// It runs code that the policy wrote; see [`sandbox`](crate::sandbox).
     pub fn needs_sandbox(self) -> bool {
         self.definition().needs_sandbox()
+    }
+
+    /// Its tasks are episodes with tools, at some level at least.
+    pub fn has_tools(self) -> bool {
+        let mut levels = self.levels();
+        levels.any(|level| !self.definition().tools(level).is_empty())
     }
 
     /// The instance that `key` names.

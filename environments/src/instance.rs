@@ -55,10 +55,35 @@ pub enum Domain {
     General,
 }
 
+impl Domain {
+    /// Every domain.
+    pub const ALL: [Domain; 5] = [
+        Domain::Math,
+        Domain::Logic,
+        Domain::Programming,
+        Domain::Agent,
+        Domain::General,
+    ];
+
+    /// Name in metrics, such as `math`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Domain::Math => "math",
+            Domain::Logic => "logic",
+            Domain::Programming => "programming",
+            Domain::Agent => "agent",
+            Domain::General => "general",
+        }
+    }
+}
+
 /// A family of tasks: one implementation per file.
 pub(crate) trait TaskFamily {
     /// Name in configurations and metrics.
     fn name(&self) -> &'static str;
+
+    /// What is asked, in a line.
+    fn summary(&self) -> &'static str;
 
     /// Levels that exist, easiest first.
     fn levels(&self) -> RangeInclusive<u32>;

@@ -7,6 +7,7 @@ use crate::committed::committed;
 use crate::integer_answer::integers;
 use crate::verdict::Verdict;
 
+pub(crate) mod computed_answer;
 pub(crate) mod congruences;
 pub(crate) mod diophantine;
 pub(crate) mod lattice_paths;
@@ -40,7 +41,7 @@ fn listed(numbers: &[i64], between: &str) -> String {
 }
 
 /// `numbers` as an answer.
-fn boxed(numbers: &[i64]) -> String {
+pub(crate) fn boxed(numbers: &[i64]) -> String {
     format!("\\boxed{{{}}}", listed(numbers, ", "))
 }
 
@@ -53,7 +54,7 @@ fn integer(word: &str) -> Option<i64> {
 }
 
 /// Grades the integers, separated by commas, of the completion's box.
-fn grade_list(completion: &str, is_right: impl Fn(&[i64]) -> bool) -> Verdict {
+pub(crate) fn grade_list(completion: &str, is_right: impl Fn(&[i64]) -> bool) -> Verdict {
     let answer = committed(completion);
     let numbers: Option<Vec<i64>> = answer.and_then(|answer| {
         let words = answer.split(',').take(MAX_NUMBERS + 1);
@@ -71,7 +72,7 @@ fn grade_same(gold: &str, completion: &str) -> Verdict {
 }
 
 /// The shortcut of naming the question's last number.
-fn last_number(question: &str) -> String {
+pub(crate) fn last_number(question: &str) -> String {
     let last = integers(question).pop();
     last.map_or_else(String::new, |number| boxed(&[number]))
 }

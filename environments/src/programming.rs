@@ -4,6 +4,7 @@
 //! ([`steps`], [`program`]), told in words, written in Python and run in Rust. What the policy writes runs in the
 //! sandbox ([`judge`]); the right outputs never enter it. [`invert_program`] shows such a program and asks for an input,
 //! which is run here. [`efficient_program`] asks for a function that is fast on long lists. [`regex_synthesis`] asks for a regular expression, matched here as well.
+//! [`table_answer`] asks about files that the code interpreter reads.
 
 mod code_block;
 pub(crate) mod compose_function;
@@ -17,4 +18,5 @@ mod program;
 pub(crate) mod regex_synthesis;
 pub(crate) mod repair_program;
 mod steps;
+pub(crate) mod table_answer;
 mod value;

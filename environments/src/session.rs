@@ -30,6 +30,9 @@ pub enum Called {
 
 /// See the module.
 pub trait Session: Send {
+    /// A turn of the assistant with calls begins.
+    fn begin_turn(&mut self) {}
+
     /// Runs tool `name`, one of the task's, with arguments that its schema allows.
     ///
     /// # Errors

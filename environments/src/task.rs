@@ -10,6 +10,7 @@ use crate::dataset::AnswerGrader;
 use crate::echo::without_question;
 use crate::episode::EpisodeLimits;
 use crate::family::Family;
+use crate::instance::Domain;
 use crate::session::{Called, OpenSession, Session};
 use crate::tool::{ToolCall, ToolDef};
 use crate::verdict::{Fault, FaultKind, Verdict};
@@ -91,6 +92,16 @@ impl From<RowKey> for TaskKey {
 impl From<ExternalKey> for TaskKey {
     fn from(key: ExternalKey) -> TaskKey {
         TaskKey::External(key)
+    }
+}
+
+impl TaskKey {
+    /// What the task trains; datasets and environments of others are [`Domain::General`].
+    pub fn domain(&self) -> Domain {
+        match self {
+            TaskKey::Family(key) => key.family.domain(),
+            TaskKey::Row(_) | TaskKey::External(_) => Domain::General,
+        }
     }
 }
 

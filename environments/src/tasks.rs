@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::dataset::{Dataset, DatasetConfig, DatasetError};
 use crate::family::Family;
-use crate::task::{ExternalKey, Task, TaskKey};
+use crate::task::{ExternalKey, Split, Task, TaskKey};
 use crate::verdict::Fault;
 
 /// Tasks kept.
@@ -21,6 +21,9 @@ pub trait ExternalTasks: fmt::Debug + Send + Sync {
     /// Its name in the configuration.
     fn name(&self) -> &str;
 
+    /// Version of its tasks, as it states it.
+    fn version(&self) -> u32;
+
     /// The task that `key` names, the same at every call.
     ///
     /// # Errors
@@ -28,11 +31,18 @@ pub trait ExternalTasks: fmt::Debug + Send + Sync {
     fn task(&self, key: &ExternalKey) -> Result<Task, Fault>;
 }
 
+/// Gives the tasks that it is meant for further tools; others it returns as they are.
+pub trait Equip: fmt::Debug + Send + Sync {
+    /// The task that is asked.
+    fn equip(&self, task: Task) -> Task;
+}
+
 /// Every task that a run may meet. Threads may share it.
 #[derive(Debug, Default)]
 pub struct Tasks {
     datasets: BTreeMap<String, Dataset>,
     externals: BTreeMap<String, Arc<dyn ExternalTasks>>,
+    equipment: Vec<Arc<dyn Equip>>,
     /// Newest last.
     recent: Mutex<VecDeque<Arc<Task>>>,
 }
@@ -54,6 +64,7 @@ impl Tasks {
         Ok(Tasks {
             datasets: opened.collect::<Result<_, DatasetError>>()?,
             externals: BTreeMap::new(),
+            equipment: Vec::new(),
             recent: Mutex::default(),
         })
     }
@@ -63,6 +74,33 @@ impl Tasks {
     pub fn with_external(mut self, external: Arc<dyn ExternalTasks>) -> Tasks {
         self.externals.insert(external.name().to_string(), external);
         self
+    }
+
+    /// With tools for some of its tasks.
+    #[must_use]
+    pub fn with_equipment(mut self, equipment: Arc<dyn Equip>) -> Tasks {
+        self.equipment.push(equipment);
+        self
+    }
+
+    /// The key of a task of the environment outside this program with that name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn external_key(
+        &self,
+        name: &str,
+        split: Split,
+        level: u32,
+        seed: u64,
+    ) -> Result<ExternalKey, DatasetError> {
+        Ok(ExternalKey {
+            environment: name.to_string(),
+            version: self.external(name)?.version(),
+            split,
+            level,
+            seed,
+        })
     }
 
     /// The datasets, by name.
@@ -95,11 +133,19 @@ impl Tasks {
         if let Some(task) = self.recent().iter().rev().find(is_asked_for) {
             return Ok(task.clone());
         }
-        let task = Arc::new(match key {
+        let task = match key {
             TaskKey::Family(key) => Family::task(key),
             TaskKey::Row(key) => self.dataset(&key.dataset)?.task(key)?,
-            TaskKey::External(key) => self.external(key)?,
-        });
+            TaskKey::External(key) => {
+                let made = self.external(&key.environment)?.task(key);
+                made.map_err(|fault| DatasetError::External {
+                    name: key.to_string(),
+                    fault,
+                })?
+            }
+        };
+        let equipment = self.equipment.iter();
+        let task = Arc::new(equipment.fold(task, |task, equipment| equipment.equip(task)));
         let mut recent = self.recent();
         recent.push_back(task.clone());
         let mut num_bytes: usize = recent.iter().map(|task| num_bytes_of(task)).sum();
@@ -109,15 +155,12 @@ impl Tasks {
         Ok(task)
     }
 
-    fn external(&self, key: &ExternalKey) -> Result<Task, DatasetError> {
-        let external = self.externals.get(&key.environment);
+    fn external(&self, name: &str) -> Result<&dyn ExternalTasks, DatasetError> {
+        let external = self.externals.get(name);
         let external = external.ok_or_else(|| DatasetError::Unknown {
-            name: format!("environment {}", key.environment),
+            name: format!("environment {name}"),
         })?;
-        external.task(key).map_err(|fault| DatasetError::External {
-            name: key.to_string(),
-            fault,
-        })
+        Ok(&**external)
     }
 
     fn recent(&self) -> MutexGuard<'_, VecDeque<Arc<Task>>> {

@@ -5,12 +5,15 @@
 
 use std::fmt;
 
+use environments::RewardConfig;
 use model::Transformer;
+use model::chat::Thinking;
 
 use crate::episodes::{Driver, EpisodeHost};
 use crate::error::RolloutError;
 use crate::generation::{GeneratedSample, GenerationSettings, GenerationStats};
 use crate::grading::GuardedGrader;
+use crate::paid;
 use crate::sample::{Group, Prompt, Sample};
 
 /// What turns sampled tokens into verdicts.
@@ -22,6 +25,8 @@ pub struct Judge<'a> {
     pub grader: &'a GuardedGrader,
     /// Runs the episodes of tasks of several turns; without it every task is taken for one of one turn.
     pub episodes: Option<&'a EpisodeHost>,
+    /// What completions are paid for; without it, the verdict's reward.
+    pub rewards: Option<&'a RewardConfig>,
 }
 
 impl fmt::Debug for Judge<'_> {
@@ -70,17 +75,37 @@ pub fn sample_groups(
 pub fn graded_group(
     prompt: Prompt,
     samples: Vec<GeneratedSample>,
-    stop_tokens: &[u32],
+    settings: &GenerationSettings,
     judge: &Judge,
 ) -> Group {
+    let thinking = judge
+        .episodes
+        .map_or(Thinking::Off, |host| host.chat.thinking);
+    let max_tokens = settings.sampling.max_new_tokens;
     let samples = samples
         .into_iter()
         .enumerate()
         .map(|(index, generated)| {
-            let text = (judge.decode)(without_stop(&generated.tokens, stop_tokens));
+            let own = without_stop(&generated.tokens, &settings.stop_tokens);
+            let text = (judge.decode)(own);
+            let verdict = judge.grader.grade(&prompt, &text);
+            // Marks of reasoning may be special tokens, which the text leaves out.
+            let marked = judge
+                .episodes
+                .and_then(|host| host.tokenizer.decode_with_special(own).ok());
+            let paid = paid::of_turn(
+                judge.rewards,
+                &prompt,
+                &verdict,
+                marked.as_deref().unwrap_or(&text),
+                thinking,
+                generated.finish_reason,
+                (generated.tokens.len(), max_tokens),
+            );
             Sample {
                 index,
-                verdict: judge.grader.grade(&prompt, &text),
+                verdict,
+                paid,
                 text,
                 tokens: generated.tokens,
                 sampler_logprobs: generated.sampler_logprobs,
@@ -111,11 +136,14 @@ mod tests {
     use std::sync::Arc;
 
     use environments::{Family, FamilyKey, Split, Tasks, Verdict};
-    use model::{KeptTokens, RoutingTrace, SelectionTrace};
+    use model::{Attention, KeptTokens, RoutingTrace, SelectionTrace};
 
     use super::*;
     use crate::grading::GradingConfig;
+    use crate::memory::MemorySettings;
     use crate::sample::FinishReason;
+    use crate::sampler::SamplingConfig;
+    use crate::vocabulary::Vocabulary;
 
     #[test]
     fn samples_are_decoded_without_their_stop_token_and_graded() {
@@ -161,8 +189,23 @@ mod tests {
             decode: &decode,
             grader: &grader,
             episodes: None,
+            rewards: None,
         };
-        let group = graded_group(prompt, samples, &[0], &judge);
+        let settings = GenerationSettings {
+            sampling: SamplingConfig {
+                max_new_tokens: 3,
+                ..SamplingConfig::default()
+            },
+            attention: Attention::Dense,
+            stop_tokens: vec![0],
+            vocabulary: Vocabulary::all(13),
+            seed: 0,
+            policy_version: 0,
+            max_batch_sequences: 1,
+            memory: MemorySettings::default(),
+            record_selection: false,
+        };
+        let group = graded_group(prompt.clone(), samples.clone(), &settings, &judge);
         let [right, wrong] = group.samples.as_slice() else {
             panic!("two samples");
         };
@@ -173,5 +216,25 @@ mod tests {
         assert!(matches!(wrong.verdict, Verdict::Graded { reward, .. } if reward == 0.0));
         assert_eq!(right.tokens, [10, 0], "ids stay as they were sampled");
         assert_eq!(right.policy_versions, [4, 4]);
+        assert_eq!((right.reward(), wrong.reward()), (Some(1.0), Some(0.0)));
+
+        // Sums are of mathematics: the answer that the limit cut loses its outcome, and both pay for their length.
+        let mut rewards = RewardConfig::default();
+        rewards.math.format_gate = true;
+        rewards.math.length = 0.5;
+        rewards.math.length_buffer_tokens = 2;
+        let judge = Judge {
+            rewards: Some(&rewards),
+            ..judge
+        };
+        let samples = vec![
+            samples[0].clone(),
+            generated(&[10, 10, 10], FinishReason::Length),
+        ];
+        let group = graded_group(prompt, samples, &settings, &judge);
+        let paid: Vec<Option<f64>> = group.samples.iter().map(Sample::reward).collect();
+        // Two of three tokens are half the buffer: 0.25 is taken off, of three 0.5.
+        assert_eq!(paid, [Some(0.75), Some(-0.5)]);
+        assert_eq!(group.samples[1].verdict.reward(), Some(1.0));
     }
 }

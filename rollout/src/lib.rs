@@ -14,6 +14,7 @@ pub mod generation;
 pub mod grading;
 pub mod group;
 pub mod memory;
+mod paid;
 pub mod rollout_file;
 pub mod sample;
 pub mod sampler;

@@ -1,5 +1,6 @@
 //! Rollouts on disk: one parquet file a step, one row a sample, everything training saw. A sample in which a user spoke
-//! again has a row for each of its segments, numbered in the column `segment`; what is the sample's is repeated.
+//! again has a row for each of its segments, numbered in the column `segment`; what is the sample's is repeated. `reward`
+//! is the verdict's; where a run pays for more, `paid` is JSON of what it paid and of its parts.
 //!
 //! Columns carry the names of the fields of `Sample`, `Prompt` and [`TaskColumns`]; token ids, log-probs,
 //! kept tokens (CSR: `kept_offsets`, `kept_ids`) and routing (`[token][layer][k]` flattened, with
@@ -153,6 +154,7 @@ fn schema() -> SchemaRef {
         list("given", DataType::UInt32),
         nullable("episode", DataType::Utf8),
         nullable("verdict_details", DataType::Utf8),
+        nullable("paid", DataType::Utf8),
     ]))
 }
 
@@ -235,6 +237,9 @@ fn group_batch(schema: &SchemaRef, step: u64, group: &Group, advantages: &[f64])
         )),
         Arc::new(StringArray::from_iter(
             samples().map(|s| VerdictDetails::of(&s.verdict).as_ref().map(json_text)),
+        )),
+        Arc::new(StringArray::from_iter(
+            samples().map(|s| s.paid.as_ref().map(json_text)),
         )),
     ];
     RecordBatch::try_new(schema.clone(), columns).expect("columns match the schema")
@@ -323,6 +328,7 @@ impl Rows<'_> {
             given: completion.given,
             later: Vec::new(),
             episode: self.json("episode", row)?,
+            paid: self.json("paid", row)?,
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use environments::{Stop, TaskKey, Verdict};
+use environments::{Reward, Stop, TaskKey, Verdict};
 use model::{KeptTokens, RoutingTrace, SelectionTrace};
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +64,16 @@ pub struct Sample {
     pub later: Vec<Segment>,
     /// How its episode went; `None` for a task of one turn.
     pub episode: Option<EpisodeRecord>,
+    /// What it is paid, where that is more than the verdict's reward.
+    pub paid: Option<Reward>,
+}
+
+impl Sample {
+    /// What enters the advantages; `None` for an invalid sample.
+    pub fn reward(&self) -> Option<f64> {
+        let paid = self.paid.as_ref().map(|paid| paid.reward);
+        paid.or(self.verdict.reward())
+    }
 }
 
 /// A segment after the first: its whole context, and what was drawn and given behind it.

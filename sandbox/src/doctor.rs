@@ -1,29 +1,39 @@
-//! `baleen-sandbox doctor`: what this machine offers, whether each backend holds, what to change.
+//! `baleen sandbox doctor`: what this machine offers, whether each backend holds, what to change.
 
 use std::fs;
+use std::io::{self, Write};
 use std::path::Path;
 
 use crate::cgroup::CgroupHome;
 use crate::sandbox::{Sandbox, SelfTest};
 use crate::spec::Backend;
 
-/// Prints to standard output; true when some backend works.
-#[must_use]
-pub fn doctor(launcher: &Path) -> bool {
-    println!("sandbox on this machine");
-    println!("  kernel           {}", read("/proc/sys/kernel/osrelease"));
-    println!("  user             {}", nix::unistd::geteuid());
-    println!("  user namespaces  {}", user_namespaces());
+/// Writes to `out`, a backend after the other; the backend with which untrusted programs run, where some works.
+///
+/// # Errors
+/// `out` can't be written to.
+pub fn doctor(launcher: &Path, out: &mut dyn Write) -> io::Result<Option<Backend>> {
+    writeln!(out, "sandbox on this machine")?;
+    writeln!(
+        out,
+        "  kernel           {}",
+        read("/proc/sys/kernel/osrelease")
+    )?;
+    writeln!(out, "  user             {}", nix::unistd::geteuid())?;
+    writeln!(out, "  user namespaces  {}", user_namespaces())?;
     match CgroupHome::find() {
-        Ok(CgroupHome::V1 { .. }) => println!("  control groups   version 1, writable"),
-        Ok(CgroupHome::V2(dir)) => println!("  control groups   version 2, in {}", dir.display()),
-        Err(reason) => println!(
+        Ok(CgroupHome::V1 { .. }) => writeln!(out, "  control groups   version 1, writable"),
+        Ok(CgroupHome::V2(dir)) => {
+            writeln!(out, "  control groups   version 2, in {}", dir.display())
+        }
+        Err(reason) => writeln!(
+            out,
             "  control groups   no: {reason}. Without them memory is bounded per process and by a watch"
         ),
-    }
+    }?;
     let mut chosen = None;
     for backend in [Backend::Full, Backend::Lite] {
-        println!("\n{backend:?}");
+        writeln!(out, "\n{backend:?}")?;
         let test = match Sandbox::untested(launcher, backend) {
             Ok(sandbox) => sandbox.self_test(),
             Err(error) => SelfTest {
@@ -32,14 +42,15 @@ pub fn doctor(launcher: &Path) -> bool {
             },
         };
         match &test.checks {
-            Err(error) => println!(
+            Err(error) => writeln!(
+                out,
                 "  does not come up: {error}\n  to change: {}",
                 advice(backend)
-            ),
+            )?,
             Ok(checks) => {
                 for check in checks {
                     let verdict = if check.held { "held" } else { "OPEN" };
-                    println!("  {verdict}  {:<38} {}", check.attempt, check.seen);
+                    writeln!(out, "  {verdict}  {:<38} {}", check.attempt, check.seen)?;
                 }
             }
         }
@@ -48,10 +59,16 @@ pub fn doctor(launcher: &Path) -> bool {
         }
     }
     match chosen {
-        Some(backend) => println!("\nUntrusted programs run with the backend {backend:?}."),
-        None => println!("\nNo backend holds: untrusted programs are refused on this machine."),
-    }
-    chosen.is_some()
+        Some(backend) => writeln!(
+            out,
+            "\nUntrusted programs run with the backend {backend:?}."
+        ),
+        None => writeln!(
+            out,
+            "\nNo backend holds: untrusted programs are refused on this machine."
+        ),
+    }?;
+    Ok(chosen)
 }
 
 fn read(path: &str) -> String {

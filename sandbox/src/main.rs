@@ -25,7 +25,15 @@ fn main() -> ExitCode {
 
 fn command(arguments: &[String]) -> Result<bool, SandboxError> {
     match arguments {
-        [name] if name == "doctor" => Ok(doctor(&find_launcher()?)),
+        [name] if name == "doctor" => {
+            let chosen = doctor(&find_launcher()?, &mut std::io::stdout()).map_err(|error| {
+                SandboxError::Infra {
+                    action: "print".to_owned(),
+                    cause: error.to_string(),
+                }
+            })?;
+            Ok(chosen.is_some())
+        }
         [name] if name == "bench" => bench(&Sandbox::open()?),
         _ => {
             eprintln!("{USAGE}");

@@ -80,7 +80,7 @@ impl Sandbox {
         }
         Err(SandboxError::Refused {
             reason: format!(
-                "{}; `baleen-sandbox doctor` says what to change",
+                "{}; `baleen sandbox doctor` says what to change",
                 reasons.join("; ")
             ),
         })

@@ -3,6 +3,7 @@
 //! A run is described by one RON file ([`crate::config_file`] reads it). Unknown keys are errors.
 //! [`RunConfig::validate`] rejects contradictions once, at the edge; later code trusts the values.
 
+use environments::RewardConfig;
 use model::{DsaConfig, ModelConfig};
 use rollout::{CacheMemory, EpisodesConfig, GradingConfig, MemorySettings, SamplingConfig};
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,9 @@ pub struct RunConfig {
     /// How long the grading of a sample may take.
     #[serde(default)]
     pub grading: GradingConfig,
+    /// What completions of each domain are paid for beside the verdict on them.
+    #[serde(default)]
+    pub rewards: RewardConfig,
     /// How episodes of several turns are run.
     #[serde(default)]
     pub episodes: EpisodesConfig,

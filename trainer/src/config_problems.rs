@@ -130,6 +130,9 @@ impl RunConfig {
         for problem in self.grading.problems() {
             found.0.push(format!("grading.{problem}"));
         }
+        for problem in self.rewards.problems(self.sampling.max_new_tokens) {
+            found.0.push(format!("rewards.{problem}"));
+        }
         for problem in self.episodes.problems() {
             found.0.push(format!("episodes.{problem}"));
         }
@@ -140,16 +143,32 @@ impl RunConfig {
             StageConfig::IndexerWarmup(stage) => {
                 let path = format!("{path}.indexer_warmup");
                 self.check_needs_indexer(&path, found);
-                check_text_stage(stage, &path, found);
+                self.check_text_stage(stage, &path, found);
             }
             StageConfig::SparseTraining(stage) => {
                 let path = format!("{path}.sparse_training");
                 self.check_needs_indexer(&path, found);
-                check_text_stage(stage, &path, found);
+                self.check_text_stage(stage, &path, found);
             }
-            StageConfig::Sft(stage) => check_text_stage(stage, &format!("{path}.sft"), found),
+            StageConfig::Sft(stage) => {
+                self.check_text_stage(stage, &format!("{path}.sft"), found);
+            }
             StageConfig::Grpo(stage) => self.check_grpo(stage, &format!("{path}.grpo"), found),
         }
+    }
+
+    fn check_text_stage(&self, stage: &TextStageConfig, path: &str, found: &mut Problems) {
+        check_text_stage(stage, path, found);
+        let text = stage.text.as_ref().unwrap_or(&self.text);
+        let has_solutions = |e: &EnvironmentConfig| e.source.has_solutions();
+        found.check(
+            *text != TextConfig::Solutions
+                || self.environments.is_empty()
+                || self.environments.iter().any(has_solutions),
+            path,
+            "trains on worked solutions, and a server gives none; add a family or a dataset, or set its `text` to \
+             PolicySamples or Files",
+        );
     }
 
     fn check_needs_indexer(&self, path: &str, found: &mut Problems) {
@@ -364,6 +383,27 @@ fn check_environment(
                     environment.kl_scale
                 ),
             );
+            found.check(
+                first.is_none_or(|first| first.mcp == environment.mcp),
+                &format!("{path}.mcp"),
+                format_args!(
+                    "differs from an earlier entry's of {family} at level {level}; they are the same tasks"
+                ),
+            );
+            found.check(
+                first.is_none_or(|first| first.rubric == environment.rubric),
+                &format!("{path}.rubric"),
+                format_args!(
+                    "differs from an earlier entry's of {family} at level {level}; they are the same tasks"
+                ),
+            );
+            found.check(
+                !family.has_tools() || (environment.mcp.is_empty() && environment.rubric.is_none()),
+                path,
+                format_args!(
+                    "{family} has tools and a grader of its own; leave `mcp` and `rubric` out"
+                ),
+            );
         }
         TaskSource::Dataset(dataset) => {
             for problem in dataset.problems() {
@@ -379,6 +419,33 @@ fn check_environment(
                 ),
             );
         }
+        TaskSource::Server { server, level } => {
+            let first = earlier.iter().filter_map(EnvironmentConfig::server);
+            let first: Vec<_> = first.filter(|(o, _)| o.name == server.name).collect();
+            found.check(
+                first.iter().all(|(other, _)| *other == &**server),
+                &format!("{path}.server"),
+                format_args!(
+                    "is called {:?} as an earlier one that is another; give one of them another `name`",
+                    server.name
+                ),
+            );
+            found.check(
+                first.iter().all(|(_, other)| other != level),
+                &format!("{path}.level"),
+                format_args!(
+                    "is {level}, as in an earlier entry of {:?}; one entry with the sum of the weights will do",
+                    server.name
+                ),
+            );
+        }
+    }
+    for problem in environment
+        .rubric
+        .iter()
+        .flat_map(|rubric| rubric.problems())
+    {
+        found.0.push(format!("{path}.rubric.{problem}"));
     }
     found.positive(&format!("{path}.weight"), environment.weight);
     found.not_negative(&format!("{path}.kl_scale"), environment.kl_scale);

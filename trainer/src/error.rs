@@ -62,6 +62,35 @@ pub enum TrainerError {
     /// Prompts from files.
     #[error(transparent)]
     Dataset(#[from] environments::DatasetError),
+    /// Families that run what the policy writes, where it can't be run.
+    #[error(
+        "{keys}: what the policy writes is run in a sandbox, and none works on this machine: {reason}"
+    )]
+    NoSandbox {
+        /// Where the configuration names them, and which they are.
+        keys: String,
+        /// Why.
+        reason: String,
+    },
+    /// Another program's tasks.
+    #[error(transparent)]
+    Server(#[from] adapters::OpenError),
+    /// Another program's tools.
+    #[error("environments: {environment}: mcp: {fault}")]
+    Mcp {
+        /// The environment that asks for them.
+        environment: String,
+        /// What failed.
+        fault: environments::Fault,
+    },
+    /// A language model that grades.
+    #[error("environments: {environment}: {source}")]
+    Rubric {
+        /// The environment that it grades.
+        environment: String,
+        /// Why there is none.
+        source: adapters::RubricError,
+    },
     /// Files that are not those that the run began with.
     #[error(
         "{path} is not what it was when the run began ({problem}), so the run can't go on as it would have; put \

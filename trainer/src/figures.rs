@@ -10,11 +10,11 @@ use crate::metrics::StepMetrics;
 /// One number of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Figure {
-    /// Key in `metrics.jsonl`, such as `reward_mean`; for entries of `masked_by_age`
-    /// `masked_by_age_sequences` and so on.
+    /// Key in `metrics.jsonl`, such as `reward_mean`; for entries of `masked_by_age`, `by_environment` and
+    /// `reward_parts` `masked_by_age_sequences` and so on.
     pub name: String,
-    /// Age of the samples that an entry of `masked_by_age` counts.
-    pub age: Option<u64>,
+    /// Of which samples, where the figure is one of several: an age in versions, an environment, or a part of the reward.
+    pub label: Option<(&'static str, String)>,
     /// Its value.
     pub value: f64,
 }
@@ -30,7 +30,7 @@ pub fn figures(metrics: &StepMetrics) -> Vec<Figure> {
             Value::Number(number) => found.extend(figure(key, None, number.as_f64())),
             Value::Array(entries) => {
                 for entry in entries {
-                    found.extend(by_age(&key, &entry));
+                    found.extend(labelled(&key, &entry));
                 }
             }
             _ => {}
@@ -39,27 +39,43 @@ pub fn figures(metrics: &StepMetrics) -> Vec<Figure> {
     found
 }
 
-fn figure(name: String, age: Option<u64>, value: Option<f64>) -> Option<Figure> {
+fn figure(
+    name: String,
+    label: Option<(&'static str, String)>,
+    value: Option<f64>,
+) -> Option<Figure> {
     let value = value?;
-    Some(Figure { name, age, value })
+    Some(Figure { name, label, value })
 }
 
-/// The figures of one entry of `masked_by_age`; none of the numbers of a histogram.
-fn by_age(key: &str, entry: &Value) -> Vec<Figure> {
-    let Some(fields) = entry.as_object() else {
+/// The figures of one entry of `masked_by_age`, `by_environment` or `reward_parts`; none of the numbers of a histogram.
+fn labelled(key: &str, entry: &Value) -> Vec<Figure> {
+    let labels = ["age", "environment", "part"].into_iter();
+    let label = labels.filter_map(|name| match entry.get(name)? {
+        Value::Number(number) => Some((name, number.to_string())),
+        Value::String(text) => Some((name, text.clone())),
+        _ => None,
+    });
+    let Some(label) = label.take(1).next() else {
         return Vec::new();
     };
-    let age = fields.get("age").and_then(Value::as_u64);
+    let fields = entry.as_object().into_iter().flatten();
     fields
-        .iter()
-        .filter(|(field, _)| *field != "age")
-        .filter_map(|(field, value)| figure(format!("{key}_{field}"), age, value.as_f64()))
+        .filter(|(field, _)| *field != label.0)
+        .filter_map(|(field, value)| {
+            figure(
+                format!("{key}_{field}"),
+                Some(label.clone()),
+                value.as_f64(),
+            )
+        })
         .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::episode_figures::EnvironmentFigures;
     use crate::off_policy::{MaskedAtAge, OffPolicy};
 
     #[test]
@@ -91,6 +107,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_counted_by_environment_carries_its_name() {
+        let metrics = StepMetrics {
+            by_environment: vec![EnvironmentFigures {
+                environment: "sums 1".to_string(),
+                samples: 4,
+                reward_mean: 0.5,
+                pass_rate: 0.25,
+            }],
+            ..StepMetrics::default()
+        };
+        let found: Vec<Figure> = figures(&metrics)
+            .into_iter()
+            .filter(|figure| figure.label.is_some())
+            .collect();
+        let names: Vec<&str> = found.iter().map(|figure| &*figure.name).collect();
+        let expected = ["samples", "reward_mean", "pass_rate"];
+        assert_eq!(names, expected.map(|name| format!("by_environment_{name}")));
+        let label = Some(("environment", "sums 1".to_string()));
+        assert!(found.iter().all(|figure| figure.label == label));
+    }
+
+    #[test]
     fn what_is_counted_by_age_carries_its_age_and_histograms_are_left_out() {
         let at_age = |age, masked_tokens| MaskedAtAge {
             age,
@@ -109,12 +147,12 @@ mod tests {
         let found = figures(&metrics);
         assert!(found.contains(&Figure {
             name: "masked_by_age_masked_tokens".to_string(),
-            age: Some(3),
+            label: Some(("age", "3".to_string())),
             value: 7.0,
         }));
         assert!(found.contains(&Figure {
             name: "masked_by_age_sequences".to_string(),
-            age: Some(0),
+            label: Some(("age", "0".to_string())),
             value: 1.0,
         }));
         let histogram = |figure: &&Figure| figure.name.contains("histogram");

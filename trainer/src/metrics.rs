@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rollout::crash_point;
 use serde::{Deserialize, Serialize};
 
+use crate::episode_figures::{EnvironmentFigures, EpisodeFigures, RewardPart};
 use crate::off_policy::OffPolicy;
 use crate::run_folder::replace_file;
 
@@ -38,13 +39,13 @@ pub struct StepMetrics {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spanning_samples: Option<usize>,
 
-    /// Mean reward of the graded samples.
+    /// Mean of what the graded samples were paid: the verdict's reward, or that and more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reward_mean: Option<f64>,
-    /// Standard deviation of the reward over all graded samples.
+    /// Its standard deviation over all graded samples.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reward_std: Option<f64>,
-    /// Share of graded samples with the full reward.
+    /// Share of graded samples whose verdict is a full solution.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pass_rate: Option<f64>,
     /// Share of held-out prompts solved.
@@ -53,6 +54,15 @@ pub struct StepMetrics {
     /// Samples that failed through no fault of the policy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub invalid_samples: Option<usize>,
+    /// Means of the parts of what was paid, where a run pays for more than the verdict.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub reward_parts: Vec<RewardPart>,
+    /// The same by environment, where there are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub by_environment: Vec<EnvironmentFigures>,
+    /// Turns and tool calls.
+    #[serde(flatten)]
+    pub episodes: EpisodeFigures,
 
     /// Loss that was minimised.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,7 +1,7 @@
 //! Prometheus endpoint: `GET /metrics` answers with the figures of the newest step as gauges.
 //!
 //! A figure `reward_mean` is the gauge `baleen_reward_mean` with the labels `run` and `stage`; what is
-//! counted by age has the label `age` too. The held-out pass rate is that of the newest evaluation. The
+//! counted by age or by environment has the label `age` or `environment` too. The held-out pass rate is that of the newest evaluation. The
 //! server lives on a thread of its own and answers from a snapshot that the run replaces after each step,
 //! so however many ask, or however slowly they read, the run doesn't wait for them.
 
@@ -118,8 +118,8 @@ impl Exporter {
     }
 }
 
-/// Gauges of one name, told apart by the label `age`.
-type ByAge = Family<[(&'static str, String); 1], Gauge<f64, AtomicU64>>;
+/// Gauges of one name, told apart by a label.
+type Labelled = Family<[(&'static str, String); 1], Gauge<f64, AtomicU64>>;
 
 /// What a scrape is answered from.
 #[derive(Debug)]
@@ -170,22 +170,22 @@ impl Newest {
             ConstGauge::new(self.last_step_secs),
         );
         let of_stage = of_run.sub_registry_with_label(label("stage", &self.stage));
-        let mut by_age: BTreeMap<&str, ByAge> = BTreeMap::new();
+        let mut labelled: BTreeMap<&str, Labelled> = BTreeMap::new();
         for figure in &self.figures {
-            match figure.age {
+            match &figure.label {
                 None => of_stage.register(
                     figure.name.as_str(),
                     help(&figure.name),
                     ConstGauge::new(figure.value),
                 ),
-                Some(age) => {
-                    let family = by_age.entry(&figure.name).or_default();
-                    let labels = [("age", age.to_string())];
+                Some(label) => {
+                    let family = labelled.entry(&figure.name).or_default();
+                    let labels = [label.clone()];
                     family.get_or_create(&labels).set(figure.value);
                 }
             }
         }
-        for (name, family) in by_age {
+        for (name, family) in labelled {
             of_stage.register(name, help(name), family);
         }
         let mut text = String::new();

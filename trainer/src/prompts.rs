@@ -5,10 +5,13 @@
 //! needs no more state than the next number. Of a dataset, number i is place i of its passes over the rows:
 //! alone, it asks every row once before any again; beside others, it passes over those that they take.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use environments::{BadRow, FamilyKey, Split, Task, TaskKey, Tasks};
+use adapters::mcp::Servers;
+use adapters::{AgentEnv, RubricGrader, ServerConfig};
+use environments::{BadRow, Equip, ExternalTasks, FamilyKey, Split, Task, TaskKey, Tasks};
 use model::chat::ChatOptions;
 use model::{ModelConfig, Tokenizer};
 use rand_chacha::ChaCha8Rng;
@@ -52,10 +55,10 @@ pub struct SolvedPrompt {
     pub given: Vec<Range<usize>>,
 }
 
-/// Opens the datasets among `environments` for a policy of shape `config`.
+/// Opens the datasets and the servers among `environments` for a policy of shape `config`.
 ///
 /// # Errors
-/// A file that can't be used.
+/// A file that can't be used, or a server that does not run or pays for garbage.
 pub fn open_tasks(
     environments: &[EnvironmentConfig],
     config: &ModelConfig,
@@ -68,11 +71,93 @@ pub fn open_tasks(
         .max_position_embeddings
         .saturating_sub(max_new_tokens);
     let max_prompt_bytes = room.saturating_mul(tokenizer.max_token_bytes());
-    let tasks = Tasks::open(datasets, max_prompt_bytes)?;
+    let mut tasks = Tasks::open(datasets, max_prompt_bytes)?;
     for dataset in tasks.datasets() {
         tracing::info!("dataset {}: {}", dataset.name(), dataset.summary());
     }
+    for (server, levels) in servers(environments) {
+        let opened = AgentEnv::open(server, levels)?;
+        tracing::info!(
+            "server {}: version {}, {} task(s) of each level paid nothing for garbage",
+            server.name,
+            opened.version(),
+            server.screened_tasks
+        );
+        tasks = tasks.with_external(Arc::new(opened));
+    }
+    for environment in environments {
+        let Some(rubric) = &environment.rubric else {
+            continue;
+        };
+        let grader =
+            RubricGrader::new((**rubric).clone()).map_err(|source| TrainerError::Rubric {
+                environment: environment.source.name_and_level().0,
+                source,
+            })?;
+        tasks = tasks.with_equipment(Arc::new(Graded {
+            environment: environment.clone(),
+            grader: Arc::new(grader),
+        }));
+    }
+    // Behind the graders: what a task is given tools for is graded as before.
+    for environment in environments.iter().filter(|e| !e.mcp.is_empty()) {
+        let servers = Servers::open(&environment.mcp).map_err(|fault| TrainerError::Mcp {
+            environment: environment.source.name_and_level().0,
+            fault,
+        })?;
+        tasks = tasks.with_equipment(Arc::new(Equipment {
+            environment: environment.clone(),
+            servers: Arc::new(servers),
+        }));
+    }
     Ok(tasks)
+}
+
+/// Every server once, with the levels asked of it.
+fn servers(environments: &[EnvironmentConfig]) -> Vec<(&ServerConfig, BTreeSet<u32>)> {
+    let mut found: Vec<(&ServerConfig, BTreeSet<u32>)> = Vec::new();
+    for (server, level) in environments.iter().filter_map(EnvironmentConfig::server) {
+        match found
+            .iter_mut()
+            .find(|(other, _)| other.name == server.name)
+        {
+            Some((_, levels)) => drop(levels.insert(level)),
+            None => found.push((server, BTreeSet::from([level]))),
+        }
+    }
+    found
+}
+
+/// A language model that grades the answers of one environment.
+#[derive(Debug)]
+struct Graded {
+    environment: EnvironmentConfig,
+    grader: Arc<RubricGrader>,
+}
+
+impl Equip for Graded {
+    fn equip(&self, task: Task) -> Task {
+        match self.environment.is_source_of(&task.key) {
+            true => self.grader.equip(task),
+            false => task,
+        }
+    }
+}
+
+/// The tools of servers for the tasks of one environment.
+#[derive(Debug)]
+struct Equipment {
+    environment: EnvironmentConfig,
+    servers: Arc<Servers>,
+}
+
+impl Equip for Equipment {
+    fn equip(&self, task: Task) -> Task {
+        match self.environment.is_source_of(&task.key) {
+            true => self.servers.equip(task),
+            false => task,
+        }
+    }
 }
 
 impl<'a> PromptSource<'a> {
@@ -136,7 +221,9 @@ impl<'a> PromptSource<'a> {
         };
         let mut attempt = 0;
         loop {
-            let task = self.tasks.task(&self.key(split, id, attempt)?)?;
+            let task = self
+                .tasks
+                .task(&self.key(split, id, attempt, end.is_some())?)?;
             let solved = self.encode(&task, end)?;
             let problem = format!(
                 "{} tokens with the chat template{}, but only {room} fit into the model's context",
@@ -161,7 +248,19 @@ impl<'a> PromptSource<'a> {
         }
     }
 
-    fn key(&self, split: Split, id: u64, attempt: u32) -> Result<TaskKey, TrainerError> {
+    /// The key of task number `id`, with a worked solution where `is_solved`.
+    fn key(
+        &self,
+        split: Split,
+        id: u64,
+        attempt: u32,
+        is_solved: bool,
+    ) -> Result<TaskKey, TrainerError> {
+        let environments: Vec<&EnvironmentConfig> = self
+            .environments
+            .iter()
+            .filter(|environment| !is_solved || environment.source.has_solutions())
+            .collect();
         // The held-out set does not depend on the run's seed: every run is judged on the same prompts.
         let seed = match split {
             Split::Train => self.seed,
@@ -171,16 +270,14 @@ impl<'a> PromptSource<'a> {
         key[..8].copy_from_slice(&seed.to_le_bytes());
         key[8..16].copy_from_slice(&id.to_le_bytes());
         let mut rng = ChaCha8Rng::from_seed(key);
-        let total: f64 = self.environments.iter().map(|e| e.weight).sum();
+        let total: f64 = environments.iter().map(|e| e.weight).sum();
         let mut left = (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64 * total;
-        let environment = self
-            .environments
-            .iter()
-            .find(|environment| {
-                left -= environment.weight;
-                left < 0.0
-            })
-            .unwrap_or(&self.environments[self.environments.len() - 1]);
+        let drawn = environments.iter().find(|environment| {
+            left -= environment.weight;
+            left < 0.0
+        });
+        let last = environments.last().expect("some environment has solutions");
+        let environment = drawn.unwrap_or(last);
         match &environment.source {
             TaskSource::Family { family, level } => Ok(TaskKey::Family(FamilyKey {
                 family: *family,
@@ -191,6 +288,11 @@ impl<'a> PromptSource<'a> {
             TaskSource::Dataset(dataset) => {
                 let dataset = self.tasks.dataset(&dataset.name())?;
                 Ok(TaskKey::Row(dataset.draw(split, seed, id, attempt)?))
+            }
+            TaskSource::Server { server, level } => {
+                let seed = rng.next_u64();
+                let key = self.tasks.external_key(&server.name, split, *level, seed)?;
+                Ok(TaskKey::External(key))
             }
         }
     }

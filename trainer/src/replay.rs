@@ -294,7 +294,7 @@ fn replayed(
         segment: learned.segment,
         mini_batch: learned.mini_batch,
         policy_age: learned.policy_age,
-        reward: drawn.verdict.reward(),
+        reward: drawn.reward(),
         advantage: learned.advantage,
         kl_scale: learned.kl_scale,
         drift: learned.drift,

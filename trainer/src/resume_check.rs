@@ -15,13 +15,24 @@ use crate::ron_text;
 /// Sections that don't touch the weights.
 const FREE_SECTIONS: [&str; 4] = ["checkpoints.", "evaluation.", "grading.", "episodes."];
 
-/// Keys of any section that leave what was done as it is: no row that was drawn before was a bad one.
-const FREE_KEYS: [&str; 1] = [".dataset.on_bad_row"];
+/// Keys of any section that leave what was done as it is: no row that was drawn before was a bad one, and how long a
+/// server may take says nothing about its tasks.
+const FREE_KEYS: [&str; 9] = [
+    ".dataset.on_bad_row",
+    ".connect_secs",
+    ".make_secs",
+    ".open_secs",
+    ".call_secs",
+    ".grade_secs",
+    ".max_restarts",
+    ".screened_tasks",
+    ".server.log",
+];
 
 /// Keys that the configuration did not have from the start, each with the value that means what was done
 /// before: so valued they don't count in a fingerprint, and a run begun before there was the key goes on.
 /// Whoever adds a key adds a line.
-const LATER_KEYS: [(&str, &str); 7] = [
+const LATER_KEYS: [(&str, &str); 12] = [
     (".initializer_range", "0.02"),
     ("model.check_finite", "false"),
     (".kl_scale", "1.0"),
@@ -29,6 +40,11 @@ const LATER_KEYS: [(&str, &str); 7] = [
     (".grpo.asynchronous", "None"),
     ("cache_memory", "auto"),
     ("max_prefill_tokens", "8192"),
+    (".outcome", "1.0"),
+    (".format_gate", "false"),
+    (".length", "0.0"),
+    (".length_buffer_tokens", "4096"),
+    (".language", "0.0"),
 ];
 
 /// Checks that a run begun with `saved` can continue with `edited`.
@@ -168,6 +184,7 @@ mod tests {
             "max_prefill_tokens=100",
             "environments[0].kl_scale=2",
             "stages[1].grpo.max_invalid_share=0.2",
+            "rewards.math.length=0.1",
         ] {
             assert_ne!(with(argument), first, "{argument}");
         }
@@ -186,6 +203,20 @@ mod tests {
         assert_eq!(fingerprint(&begun), fingerprint(&skipping));
         let other = set(&begun, "environments[0].dataset.path=b.jsonl");
         assert!(check_resumable(&begun, &other).is_err());
+    }
+
+    #[test]
+    fn a_server_may_be_given_more_time_but_not_other_tasks() {
+        let set = |config: &RunConfig, argument: &str| {
+            config_file::with_override(config, argument).unwrap_or_else(|error| panic!("{error}"))
+        };
+        let server = "environments=[(family: sums), (server: (name: \"a\", command: [\"b\"]))]";
+        let begun = set(&saved(), server);
+        let patient = set(&begun, "environments[1].server.deadlines.call_secs=300.0");
+        assert!(check_resumable(&begun, &patient).is_ok());
+        assert_eq!(fingerprint(&begun), fingerprint(&patient));
+        let harder = set(&begun, "environments[1].level=2");
+        assert!(check_resumable(&begun, &harder).is_err());
     }
 
     #[test]

@@ -22,7 +22,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use environments::{FaultKind, Verdict};
+use environments::{FaultKind, RewardConfig, Verdict};
 use kernels::tch::{self, Device, Kind, Tensor};
 use model::{ModelConfig, Tokenizer, Transformer, WeightError, WeightSource};
 use rollout::{Driver, EpisodeHost, GeneratedGroup, GeneratedSample, GenerationSettings};
@@ -57,6 +57,8 @@ pub struct WorkerSetup {
     pub grader: Arc<GuardedGrader>,
     /// Runs the episodes of the others.
     pub episodes: EpisodeHost,
+    /// What completions are paid for.
+    pub rewards: RewardConfig,
     /// Seconds that the grader may take.
     pub grading_secs: f64,
 }
@@ -317,6 +319,7 @@ fn work(
         decode: &decode,
         grader: &setup.grader,
         episodes: Some(&setup.episodes),
+        rewards: Some(&setup.rewards),
     };
     let num_slots = settings.max_batch_sequences;
     let mut driver = Driver::new(&policy, settings, num_slots, setup.group_size, judge);
@@ -390,6 +393,7 @@ fn ungraded(index: usize, sample: GeneratedSample) -> Sample {
         finish_reason: sample.finish_reason,
         given: sample.given,
         later: Vec::new(),
+        paid: None,
         episode: None,
         text: String::new(),
         verdict: Verdict::invalid(

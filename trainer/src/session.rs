@@ -250,6 +250,7 @@ impl<'a> Session<'a> {
                 decode: &|tokens| self.tokenizer.decode(tokens),
                 grader: &self.grader,
                 episodes: Some(&self.episodes),
+                rewards: Some(&self.config.rewards),
             },
             &mut |finished, _| progress.set(finished as u64),
         )?;

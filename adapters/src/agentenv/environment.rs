@@ -20,7 +20,7 @@ use crate::screening::{self, Screened};
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The server does not run, or not as it should.
-    #[error("{0}")]
+    #[error("{0}; its key `log` names a file for what it says, or run its command by hand to see")]
     Fault(#[from] Fault),
     /// It makes other tasks each time.
     #[error(
@@ -79,27 +79,35 @@ impl AgentEnv {
         })
     }
 
-    /// An environment whose tasks of `level` pay nothing for garbage, as far as the first
-    /// [`screened_tasks`](ServerConfig::screened_tasks) of them show.
+    /// An environment whose tasks of these `levels` pay nothing for garbage, as far as the first
+    /// [`screened_tasks`](ServerConfig::screened_tasks) of each level show.
     ///
     /// # Errors
     /// It does not run, has no such level, or pays.
-    pub fn open(config: &ServerConfig, level: u32) -> Result<AgentEnv, OpenError> {
+    pub fn open(
+        config: &ServerConfig,
+        levels: impl IntoIterator<Item = u32>,
+    ) -> Result<AgentEnv, OpenError> {
         let opened = AgentEnv::connect(config)?;
         let Levels { first, last } = opened.levels;
-        let name = config.name.clone();
-        if !(first..=last).contains(&level) {
-            return Err(OpenError::Level {
-                name,
-                first,
-                last,
-                level,
-            });
-        }
-        for seed in 0..u64::from(config.screened_tasks) {
-            let task = opened.task(&opened.key(Split::Train, level, seed))?;
-            if let Some(screened) = screening::paid_garbage(&task)? {
-                return Err(OpenError::Pays { name, screened });
+        let name = || config.name.clone();
+        for level in levels {
+            if !(first..=last).contains(&level) {
+                return Err(OpenError::Level {
+                    name: name(),
+                    first,
+                    last,
+                    level,
+                });
+            }
+            for seed in 0..u64::from(config.screened_tasks) {
+                let task = opened.task(&opened.key(Split::Train, level, seed))?;
+                if let Some(screened) = screening::paid_garbage(&task)? {
+                    return Err(OpenError::Pays {
+                        name: name(),
+                        screened,
+                    });
+                }
             }
         }
         Ok(opened)
@@ -130,6 +138,10 @@ impl AgentEnv {
 impl ExternalTasks for AgentEnv {
     fn name(&self) -> &str {
         &self.server.config.name
+    }
+
+    fn version(&self) -> u32 {
+        self.version
     }
 
     fn task(&self, key: &ExternalKey) -> Result<Task, Fault> {

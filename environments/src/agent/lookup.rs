@@ -34,6 +34,10 @@ impl TaskFamily for Lookup {
         "lookup"
     }
 
+    fn summary(&self) -> &'static str {
+        "look a key up with one tool, in one call or two"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=3
     }

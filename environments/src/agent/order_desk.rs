@@ -106,6 +106,10 @@ impl TaskFamily for OrderDesk {
         "order_desk"
     }
 
+    fn summary(&self) -> &'static str {
+        "work a shop's ticket by its policy, with tools over its database"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=6
     }

@@ -114,6 +114,10 @@ impl TaskFamily for TripPlanner {
         "trip_planner"
     }
 
+    fn summary(&self) -> &'static str {
+        "plan a trip by rules, from what tools tell"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=6
     }

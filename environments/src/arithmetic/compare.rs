@@ -38,6 +38,10 @@ impl TaskFamily for Compare {
         "compare"
     }
 
+    fn summary(&self) -> &'static str {
+        "which of two to five numbers is the largest"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=5
     }

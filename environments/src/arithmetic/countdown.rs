@@ -145,6 +145,10 @@ impl TaskFamily for Countdown {
         "countdown"
     }
 
+    fn summary(&self) -> &'static str {
+        "reach a target from given numbers by + - * /"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=5
     }

@@ -42,6 +42,10 @@ impl TaskFamily for Gcd {
         "gcd"
     }
 
+    fn summary(&self) -> &'static str {
+        "greatest common divisor of two numbers"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=5
     }

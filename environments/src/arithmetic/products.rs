@@ -33,6 +33,10 @@ impl TaskFamily for Products {
         "products"
     }
 
+    fn summary(&self) -> &'static str {
+        "products of two numbers"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=6
     }

@@ -30,6 +30,10 @@ impl TaskFamily for Sums {
         "sums"
     }
 
+    fn summary(&self) -> &'static str {
+        "sums and differences of up to four numbers"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=6
     }

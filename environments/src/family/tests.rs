@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::*;
 use crate::arithmetic::expression::{Fraction, evaluate};
-use crate::episode::{AssistantTurn, Episode, Next};
+use crate::episode::Episode;
 use crate::integer_answer::integers;
 use crate::task::{Split, TaskKey};
 use crate::tool::ToolCall;
@@ -64,24 +64,8 @@ fn tasks_of(families: &[Family], seeds: std::ops::Range<u64>) -> impl Iterator<I
 
 /// What `answer` earns in a fresh episode after these turns of calls.
 fn episode_reward(task: &Task, calls: &[Vec<ToolCall>], answer: &str) -> f64 {
-    let mut episode = Episode::open(task).expect("a session");
-    let turns = calls.iter().map(|calls| AssistantTurn {
-        content: String::new(),
-        calls: calls.clone(),
-    });
-    for turn in turns {
-        if let Next::Done(_) = episode.step(&turn).expect("no fault") {
-            break;
-        }
-    }
-    if episode.stop().is_none() {
-        let answered = AssistantTurn {
-            content: answer.to_string(),
-            calls: Vec::new(),
-        };
-        episode.step(&answered).expect("no fault");
-    }
-    episode.grade().reward().expect("always graded")
+    let verdict = Episode::played(task, calls, answer);
+    verdict.reward().expect("always graded")
 }
 
 fn reward(task: &Task, completion: &str) -> f64 {

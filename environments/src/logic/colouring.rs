@@ -130,6 +130,10 @@ impl TaskFamily for Colouring {
         "colouring"
     }
 
+    fn summary(&self) -> &'static str {
+        "colour a graph so that the ends of every edge differ"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=6
     }

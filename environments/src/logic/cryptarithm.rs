@@ -259,6 +259,10 @@ impl TaskFamily for Cryptarithm {
         "cryptarithm"
     }
 
+    fn summary(&self) -> &'static str {
+        "which digits the letters of a sum stand for"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=6
     }

@@ -198,6 +198,10 @@ impl TaskFamily for Knights {
         "knights"
     }
 
+    fn summary(&self) -> &'static str {
+        "who is a knight and who a knave, from what they say"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=6
     }

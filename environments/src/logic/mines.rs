@@ -182,6 +182,10 @@ impl TaskFamily for Mines {
         "mines"
     }
 
+    fn summary(&self) -> &'static str {
+        "what the numbers of a minefield prove of each covered cell"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=6
     }

@@ -193,6 +193,10 @@ impl TaskFamily for Sat {
         "sat"
     }
 
+    fn summary(&self) -> &'static str {
+        "values of variables that satisfy every clause"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=6
     }

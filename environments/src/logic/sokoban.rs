@@ -295,6 +295,10 @@ impl TaskFamily for Sokoban {
         "sokoban"
     }
 
+    fn summary(&self) -> &'static str {
+        "push every box onto a goal"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=6
     }

@@ -225,6 +225,10 @@ impl TaskFamily for Sudoku {
         "sudoku"
     }
 
+    fn summary(&self) -> &'static str {
+        "fill a square with digits"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=6
     }

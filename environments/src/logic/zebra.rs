@@ -340,6 +340,10 @@ impl TaskFamily for Zebra {
         "zebra"
     }
 
+    fn summary(&self) -> &'static str {
+        "who lives in which house, from clues"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=6
     }

@@ -29,6 +29,10 @@ impl TaskFamily for Congruences {
         "congruences"
     }
 
+    fn summary(&self) -> &'static str {
+        "least integer that solves a system of congruences"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=6
     }

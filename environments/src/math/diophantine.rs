@@ -79,6 +79,10 @@ impl TaskFamily for Diophantine {
         "diophantine"
     }
 
+    fn summary(&self) -> &'static str {
+        "any integer solution of an equation"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=6
     }

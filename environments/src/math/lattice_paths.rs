@@ -52,6 +52,10 @@ impl TaskFamily for LatticePaths {
         "lattice_paths"
     }
 
+    fn summary(&self) -> &'static str {
+        "number of lattice paths around blocked points"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=6
     }

@@ -82,6 +82,10 @@ impl TaskFamily for MatrixInverse {
         "matrix_inverse"
     }
 
+    fn summary(&self) -> &'static str {
+        "inverse of a matrix modulo a prime"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=6
     }

@@ -50,6 +50,10 @@ impl TaskFamily for Partitions {
         "partitions"
     }
 
+    fn summary(&self) -> &'static str {
+        "number of partitions into given parts"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=6
     }

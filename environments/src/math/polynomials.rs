@@ -104,6 +104,10 @@ impl TaskFamily for Polynomials {
         "polynomials"
     }
 
+    fn summary(&self) -> &'static str {
+        "products, compositions and roots of polynomials"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=6
     }

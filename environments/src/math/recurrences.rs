@@ -62,6 +62,10 @@ impl TaskFamily for Recurrences {
         "recurrences"
     }
 
+    fn summary(&self) -> &'static str {
+        "a far term of a linear recurrence modulo a prime"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=6
     }

@@ -66,6 +66,10 @@ impl TaskFamily for WaitingTime {
         "waiting_time"
     }
 
+    fn summary(&self) -> &'static str {
+        "expected steps of a Markov chain"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=5
     }

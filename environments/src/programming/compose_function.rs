@@ -138,6 +138,10 @@ impl TaskFamily for ComposeFunction {
         "compose_function"
     }
 
+    fn summary(&self) -> &'static str {
+        "write a Python function from its description"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=6
     }

@@ -118,6 +118,10 @@ impl TaskFamily for EfficientProgram {
         "efficient_program"
     }
 
+    fn summary(&self) -> &'static str {
+        "write a Python function that is fast on long lists"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=5
     }

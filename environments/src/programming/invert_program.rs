@@ -93,6 +93,10 @@ impl TaskFamily for InvertProgram {
         "invert_program"
     }
 
+    fn summary(&self) -> &'static str {
+        "find an input for which a program gives a certain output"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=5
     }

@@ -124,6 +124,10 @@ impl TaskFamily for RegexSynthesis {
         "regex_synthesis"
     }
 
+    fn summary(&self) -> &'static str {
+        "find a regular expression from examples"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=5
     }

@@ -177,6 +177,10 @@ impl TaskFamily for RepairProgram {
         "repair_program"
     }
 
+    fn summary(&self) -> &'static str {
+        "correct a Python function in which lines are wrong"
+    }
+
     fn levels(&self) -> RangeInclusive<u32> {
         1..=5
     }

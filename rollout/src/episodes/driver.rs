@@ -19,6 +19,7 @@ use crate::generation::{
     GeneratedGroup, GeneratedSample, GenerationSettings, GenerationStats, PausedSample, Request,
 };
 use crate::group::{Judge, graded_group};
+use crate::paid;
 use crate::sample::{EpisodeRecord, FinishReason, Group, Prompt, Sample, Segment};
 use crate::scheduler::check_fit;
 
@@ -391,12 +392,28 @@ impl<'a> Driver<'a> {
         } = playing;
         let samples = first.unwrap_or_default();
         if players.is_empty() {
-            return graded_group(prompt, samples, &self.settings.stop_tokens, &self.judge);
+            return graded_group(prompt, samples, self.settings, &self.judge);
         }
         let host = self.host();
         let samples = samples.into_iter().zip(players).enumerate();
-        let samples =
-            samples.map(|(index, (generated, player))| sample_of(host, index, generated, player));
+        let max_tokens = self.settings.sampling.max_new_tokens;
+        let samples = samples.map(|(index, (generated, mut player))| {
+            let messages = std::mem::take(&mut player.talk).into_messages();
+            let mut sample = sample_of(host, index, generated, player);
+            let last = sample.later.last();
+            let num_tokens = last.map_or(sample.tokens.len(), |s| s.completion.tokens.len());
+            let stop = sample.episode.and_then(|episode| episode.stop);
+            sample.paid = paid::of_episode(
+                self.judge.rewards,
+                &prompt,
+                &sample.verdict,
+                &messages,
+                // Without a stop a service failed, and the sample is invalid.
+                stop.unwrap_or(Stop::Answered),
+                (num_tokens, max_tokens),
+            );
+            sample
+        });
         Group {
             samples: samples.collect(),
             prompt,
@@ -436,6 +453,7 @@ fn sample_of(
         given: generated.given,
         later: player.later,
         episode: Some(record),
+        paid: None,
     }
 }
 

@@ -49,6 +49,15 @@ struct Job {
     ask: Ask,
 }
 
+/// What a thread reports.
+#[derive(Debug)]
+enum Report {
+    /// It has taken an episode up.
+    Begun(PlayerId, Instant),
+    /// It is done with it.
+    Done(PlayerId, Answer),
+}
+
 type Jobs = Arc<Mutex<Receiver<Job>>>;
 
 /// See the module.
@@ -56,10 +65,10 @@ type Jobs = Arc<Mutex<Receiver<Job>>>;
 pub(super) struct Pool {
     jobs: Sender<Job>,
     queue: Jobs,
-    answers: Receiver<(PlayerId, Answer)>,
-    answered: Sender<(PlayerId, Answer)>,
-    /// Since when each episode is out.
-    out: BTreeMap<PlayerId, Instant>,
+    reports: Receiver<Report>,
+    reported: Sender<Report>,
+    /// Episodes that are out, each with when a thread took it up; `None` while it waits for one.
+    out: BTreeMap<PlayerId, Option<Instant>>,
     max_threads: usize,
     num_threads: usize,
     limit: Duration,
@@ -68,12 +77,12 @@ pub(super) struct Pool {
 impl Pool {
     pub(super) fn new(max_threads: usize, limit_secs: f64) -> Pool {
         let (jobs, queue) = channel();
-        let (answered, answers) = channel();
+        let (reported, reports) = channel();
         Pool {
             jobs,
             queue: Arc::new(Mutex::new(queue)),
-            answers,
-            answered,
+            reports,
+            reported,
             out: BTreeMap::new(),
             max_threads,
             num_threads: 0,
@@ -88,16 +97,21 @@ impl Pool {
 
     /// Hands an episode to a thread.
     pub(super) fn ask(&mut self, id: PlayerId, place: Place, ask: Ask) {
-        self.out.insert(id, Instant::now());
-        if self.num_threads < self.max_threads.min(self.out.len()) {
-            self.start_thread();
-        }
+        self.out.insert(id, None);
+        self.start_threads();
         let sent = self.jobs.send(Job { id, place, ask });
         sent.expect("the pool itself holds the other end");
     }
 
+    /// As many threads as there is work for.
+    fn start_threads(&mut self) {
+        if self.num_threads < self.max_threads.min(self.out.len()) {
+            self.start_thread();
+        }
+    }
+
     fn start_thread(&mut self) {
-        let (queue, answered) = (self.queue.clone(), self.answered.clone());
+        let (queue, reported) = (self.queue.clone(), self.reported.clone());
         let work = move || {
             loop {
                 let job = match queue.lock() {
@@ -107,9 +121,13 @@ impl Pool {
                 let Ok(Job { id, place, ask }) = job else {
                     return;
                 };
+                // Waiting for a thread is not the episode's own time.
+                if reported.send(Report::Begun(id, Instant::now())).is_err() {
+                    return;
+                }
                 let answer = catch_unwind(AssertUnwindSafe(|| answer(place, ask)));
                 let answer = answer.unwrap_or_else(|panic| over(fault_of(&*panic).into(), None));
-                if answered.send((id, answer)).is_err() {
+                if reported.send(Report::Done(id, answer)).is_err() {
                     return;
                 }
             }
@@ -117,45 +135,57 @@ impl Pool {
         let thread = thread::Builder::new().name("episode".to_string());
         match thread.spawn(work) {
             Ok(_) => self.num_threads += 1,
-            // With none at all the deadline will say so.
+            // Tried again with the next step.
             Err(error) => tracing::warn!("no further thread for episodes: {error}"),
         }
     }
 
-    /// What has been answered; waits up to `patience` for the first where nothing has.
+    /// What has been answered; waits up to `patience` for the first report where nothing has.
     pub(super) fn answers(&mut self, patience: Duration) -> Vec<(PlayerId, Answer)> {
         let mut found = Vec::new();
         if !patience.is_zero() && !self.out.is_empty() {
-            match self.answers.recv_timeout(patience) {
-                Ok(answer) => found.push(answer),
+            match self.reports.recv_timeout(patience) {
+                Ok(report) => found.extend(self.heard(report)),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
         }
-        found.extend(self.answers.try_iter());
-        // One that was given up before has no place here any more.
-        found.retain(|(id, _)| self.out.remove(id).is_some());
+        while let Ok(report) = self.reports.try_recv() {
+            found.extend(self.heard(report));
+        }
         found
+    }
+
+    /// The answer that is in `report`, unless it is that of an episode that was given up before.
+    fn heard(&mut self, report: Report) -> Option<(PlayerId, Answer)> {
+        match report {
+            Report::Begun(id, since) => {
+                if let Some(begun) = self.out.get_mut(&id) {
+                    *begun = Some(since);
+                }
+                None
+            }
+            Report::Done(id, answer) => self.out.remove(&id).map(|_| (id, answer)),
+        }
     }
 
     /// Gives up the episodes whose tools have taken too long.
     pub(super) fn expired(&mut self) -> Vec<(PlayerId, Answer)> {
-        let is_late = |since: &Instant| since.elapsed() > self.limit;
-        let late: Vec<PlayerId> = self
-            .out
-            .iter()
-            .filter(|(_, since)| is_late(since))
-            .map(|(&id, _)| id)
-            .collect();
+        let is_late = |since: &Option<Instant>| since.is_some_and(|at| at.elapsed() > self.limit);
+        let out = self.out.iter().filter(|(_, since)| is_late(since));
+        let late: Vec<PlayerId> = out.map(|(&id, _)| id).collect();
         let secs = self.limit.as_secs_f64();
-        let given_up = late.into_iter().map(|id| {
+        let mut given_up = Vec::with_capacity(late.len());
+        for id in late {
             self.out.remove(&id);
             // Its thread is lost to it.
             self.num_threads = self.num_threads.saturating_sub(1);
             let reason =
                 format!("a turn's tools took longer than episodes.turn_timeout_secs ({secs} s)");
-            (id, over(Verdict::invalid(FaultKind::Timeout, reason), None))
-        });
-        given_up.collect()
+            given_up.push((id, over(Verdict::invalid(FaultKind::Timeout, reason), None)));
+        }
+        // Those that wait get another.
+        self.start_threads();
+        given_up
     }
 }
 

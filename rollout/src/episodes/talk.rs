@@ -7,7 +7,7 @@ use super::EpisodeHost;
 use crate::error::RolloutError;
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Talk {
     messages: Vec<Message>,
     /// Tokens that the policy drew in each of its turns, for contexts of later segments.
@@ -22,6 +22,11 @@ impl Talk {
             turns: Vec::new(),
             num_calls: 0,
         }
+    }
+
+    /// All that was said.
+    pub(super) fn into_messages(self) -> Vec<Message> {
+        self.messages
     }
 
     /// Takes down a turn of the policy; `None` where it is not of the chat format.

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
 
 use super::driver::Driver;
-use super::pool::Place;
+use super::pool::{Answer, Ask, Place, Pool};
 use super::*;
 use crate::generation::GenerationSettings;
 use crate::grading::{GradingConfig, GuardedGrader};
@@ -166,6 +166,7 @@ fn play(
         decode: &decode,
         grader: &grader,
         episodes: Some(host),
+        rewards: None,
     };
     let mut driver = Driver::new(&model, settings, 5, GROUP, judge);
     let ids: Vec<u64> = prompts.iter().map(|prompt| prompt.id).collect();
@@ -414,6 +415,40 @@ fn faults_of_the_service_make_samples_invalid_and_nothing_waits_for_them() {
             }
         }
         assert!(num_invalid > 0 && num_invalid < GROUP);
+    }
+}
+
+#[test]
+fn an_episode_that_waits_behind_one_that_hangs_is_not_given_up_with_it() {
+    let mut pool = Pool::new(1, 0.3);
+    let call = |trouble| {
+        let place = Place::Open(Box::new(chat(trouble)));
+        let turn = AssistantTurn {
+            content: String::new(),
+            calls: vec![environments::ToolCall {
+                id: String::new(),
+                name: "lookup".to_string(),
+                arguments: json!({"key": "zz"}).to_string(),
+            }],
+        };
+        (place, Ask::Step(turn))
+    };
+    for (sample, trouble) in [Trouble::Hang, Trouble::Hang, Trouble::None]
+        .into_iter()
+        .enumerate()
+    {
+        let (place, ask) = call(trouble);
+        pool.ask((1, sample), place, ask);
+    }
+    let mut answers = Vec::new();
+    while pool.num_out() > 0 {
+        answers.extend(pool.answers(std::time::Duration::from_millis(20)));
+        answers.extend(pool.expired());
+    }
+    answers.sort_by_key(|(id, _)| *id);
+    for (id, answer) in answers {
+        let went_on = matches!(answer, Answer::Next(..));
+        assert_eq!(went_on, id == (1, 2), "{id:?}: {answer:?}");
     }
 }
 

@@ -21,6 +21,7 @@ fn sample(index: usize, tokens: &[u32], verdict: Verdict) -> Sample {
     Sample {
         given: Vec::new(),
         later: Vec::new(),
+        paid: None,
         episode: None,
         index,
         tokens: tokens.to_vec(),

@@ -59,6 +59,7 @@ fn sample(index: usize, prompt_len: usize, tokens: &[u32]) -> Sample {
         policy_versions: vec![0; tokens.len()],
         given: Vec::new(),
         later: Vec::new(),
+        paid: None,
         episode: None,
         finish_reason: FinishReason::Stop,
         text: String::new(),
@@ -245,6 +246,8 @@ fn samples_have_the_kl_scale_of_their_environment() {
         source,
         weight: 1.0,
         kl_scale,
+        mcp: Vec::new(),
+        rubric: None,
     };
     let family = |family, level| TaskSource::Family { family, level };
     let dataset = DatasetConfig {

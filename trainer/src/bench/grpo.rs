@@ -243,6 +243,7 @@ impl<'a> GrpoBench<'a> {
                     decode: &|_| String::new(),
                     grader: &self.grader,
                     episodes: None,
+                    rewards: None,
                 },
                 &mut |_, _| {},
             ));

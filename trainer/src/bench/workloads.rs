@@ -225,6 +225,7 @@ pub(super) fn run_config(shape: &GrpoShape) -> RunConfig {
         system_prompt: None,
         sampling: SamplingConfig::default(),
         grading: GradingConfig::default(),
+        rewards: environments::RewardConfig::default(),
         episodes: rollout::EpisodesConfig::default(),
         max_batch_sequences: 64,
         cache_memory: CacheMemory::Auto,

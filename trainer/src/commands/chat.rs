@@ -61,7 +61,7 @@ struct EncodeArgs {
     json: bool,
 }
 
-/// Print the message that a DeepSeek-V3.2 completion says, as JSON
+/// Print the message that a completion says, as JSON
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 The completion is what was sampled after the prompt, special tokens included:
@@ -69,7 +69,8 @@ The completion is what was sampled after the prompt, special tokens included:
   reasoning</think>content<｜end▁of▁sentence｜>                 with --thinking
   content<｜end▁of▁sentence｜>                                  without
 
-and tool calls between content and end. One newline at the end of the input belongs to the file, not
+and tool calls between content and end: DeepSeek-V3.2's as its encoding writes them, those of a model with
+a chat template of its own as JSON between <tool_call> and </tool_call>. One newline at the end of the input belongs to the file, not
 to the completion. With --ids the input is token ids: a JSON list, as `baleen chat encode` prints.
 
 Nothing is repaired: a completion that leaves the format is an error that says after how many

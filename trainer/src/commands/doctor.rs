@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::{Failure, logging, output};
 use crate::config_file;
 use crate::doctor::{self, Finding, State};
+use crate::sandbox_check;
 use crate::text;
 
 /// Check before a run that sampler and trainer agree, and that all else fits
@@ -37,6 +38,7 @@ struct Report<'a> {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let config = config_file::load(&args.config, &args.overrides)?;
     text::check_files(&config)?;
+    sandbox_check::check(&config.environments)?;
     if args.prompts == 0 {
         return Err(Failure::usage("--prompts 0 leaves nothing to compare"));
     }

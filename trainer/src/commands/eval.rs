@@ -13,12 +13,13 @@ use rollout::{
 use rollout::{MemorySettings, SamplingConfig};
 
 use super::model_arguments::ModelArguments;
-use super::{Failure, output};
+use super::{Failure, env, output};
 use crate::config::{EnvironmentConfig, EvaluationConfig, TaskSource};
 use crate::dataset_record;
 use crate::progress::Progress;
 use crate::prompts::{PromptSource, open_tasks};
 use crate::run_folder::RunLayout;
+use crate::sandbox_check;
 
 /// Measure how many held-out tasks a policy solves
 #[derive(Debug, clap::Args)]
@@ -69,6 +70,7 @@ struct Plan {
 /// Plays and prints a table.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let plan = args.plan()?;
+    sandbox_check::check(&plan.environments)?;
     let model = args.model.load()?;
     let settings = model.generation(
         plan.sampling,
@@ -119,6 +121,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             decode: &|tokens| model.tokenizer.decode(tokens),
             grader: &grader,
             episodes: Some(&episodes),
+            rewards: None,
         },
         &mut |finished, _| progress.set(finished as u64),
     )?;
@@ -191,21 +194,15 @@ fn environments(families: &[String], levels: &[u32]) -> Result<Vec<EnvironmentCo
         .iter()
         .enumerate()
         .map(|(i, name)| {
-            let family: Family = name.parse().map_err(Failure::usage)?;
+            let family = env::family(name)?;
             let level = levels.get(i).or(levels.first()).copied().unwrap_or(1);
-            if !family.levels().contains(&level) {
-                let (low, high) = (
-                    family.levels().start().to_string(),
-                    family.levels().end().to_string(),
-                );
-                return Err(Failure::usage(format!(
-                    "{name} has levels {low} to {high}, not {level}"
-                )));
-            }
+            env::check_level(family, level)?;
             Ok(EnvironmentConfig {
                 source: TaskSource::Family { family, level },
                 weight: 1.0,
                 kl_scale: 1.0,
+                mcp: Vec::new(),
+                rubric: None,
             })
         })
         .collect()
@@ -229,10 +226,9 @@ fn table(environments: &[EnvironmentConfig], groups: &[Group]) -> String {
             .iter()
             .filter(|group| environment.is_source_of(&group.prompt.task))
             .collect();
-        match &environment.source {
-            TaskSource::Family { family, level } => line(family.name(), &level.to_string(), &own),
-            TaskSource::Dataset(dataset) => line(&dataset.name(), "-", &own),
-        }
+        let (name, level) = environment.source.name_and_level();
+        let level = level.map_or("-".to_string(), |level| level.to_string());
+        line(&name, &level, &own);
     }
     if environments.len() > 1 {
         line("all", "", &groups.iter().collect::<Vec<_>>());
@@ -276,7 +272,7 @@ mod tests {
                 .iter()
                 .map(|environment| match environment.source {
                     TaskSource::Family { family, level } => (family, level),
-                    TaskSource::Dataset(_) => panic!("no dataset was asked for"),
+                    _ => panic!("only families were asked for"),
                 })
                 .collect()
         };

@@ -155,11 +155,17 @@ impl From<TrainerError> for Failure {
             TrainerError::Tokenizer(error) => error.into(),
             TrainerError::Rollout(error) => error.into(),
             TrainerError::Dataset(error) => error.into(),
+            error @ TrainerError::NoSandbox { .. } => Failure::usage(error).hint(
+                "`baleen sandbox doctor` says what this machine lacks; or leave these families out",
+            ),
             error @ (TrainerError::Upcycle(_)
             | TrainerError::Text { .. }
             | TrainerError::DatasetChanged { .. }
             | TrainerError::NoIndexer { .. }
             | TrainerError::NotReplayable { .. }
+            | TrainerError::Server(_)
+            | TrainerError::Mcp { .. }
+            | TrainerError::Rubric { .. }
             | TrainerError::NoStopToken) => Failure::usage(error),
             error @ (TrainerError::RunCheckpoint(CheckpointError::Io { .. })
             | TrainerError::Io { .. }
@@ -198,6 +204,8 @@ impl From<rollout::RolloutError> for Failure {
     fn from(error: rollout::RolloutError) -> Failure {
         use rollout::RolloutError;
         match error {
+            RolloutError::Chat(error) => error.into(),
+            RolloutError::Task(error) => error.into(),
             RolloutError::EmptyPrompt { .. } | RolloutError::PromptTooLong { .. } => {
                 Failure::usage(error)
             }

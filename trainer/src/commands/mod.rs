@@ -7,6 +7,7 @@ mod bench;
 mod broken_invariant;
 mod chat;
 mod doctor;
+mod env;
 mod eval;
 mod export;
 mod failure;
@@ -21,6 +22,7 @@ mod replay;
 mod report;
 mod resume;
 mod rollout;
+mod sandbox;
 mod score;
 mod selftest;
 mod status;
@@ -56,6 +58,8 @@ Examples:
   baleen generate models/moe --prompt 'What is 2 + 3?'
   baleen eval models/moe --family sums --level 2 --prompts 256
   baleen chat encode conversation.json --model models/moe --thinking
+  baleen env show order_desk --level 3             a task as the policy sees it; list, check, play
+  baleen sandbox doctor                            whether programs of a policy can be run here
   baleen bench smollm2-135m --dtype f32            how fast this machine is, against its limits
 
 Ctrl-C or SIGTERM ends a run after the current step, saved; a second one ends it at once.
@@ -87,6 +91,8 @@ enum Command {
     Score(score::Args),
     Eval(eval::Args),
     Chat(chat::Args),
+    Env(env::Args),
+    Sandbox(sandbox::Args),
     Bench(bench::Args),
     Selftest(selftest::Args),
 }
@@ -113,6 +119,8 @@ impl Cli {
             Command::Score(args) => score::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Chat(args) => chat::run(args),
+            Command::Env(args) => env::run(args),
+            Command::Sandbox(args) => sandbox::run(args),
             Command::Bench(args) => bench::run(args),
             Command::Selftest(args) => selftest::run(args),
         })

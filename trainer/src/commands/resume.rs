@@ -9,6 +9,7 @@ use crate::config_file::{self, ConfigError};
 use crate::error::TrainerError;
 use crate::resume_check::check_resumable;
 use crate::run_folder::RunFolder;
+use crate::sandbox_check;
 
 /// Continue a run from its newest checkpoint
 #[derive(Debug, clap::Args)]
@@ -47,6 +48,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             problems,
         })?;
     check_resumable(&saved, &config)?;
+    sandbox_check::check(&config.environments)?;
     if config.stages != saved.stages {
         check_not_complete(&folder, &saved)?;
     }

@@ -9,6 +9,7 @@ use crate::config::{GrpoConfig, RunConfig, StageConfig};
 use crate::config_file;
 use crate::error::TrainerError;
 use crate::run_folder::{RunLayout, replace_file};
+use crate::sandbox_check;
 use crate::session::{Rollout, Session};
 use crate::stages::grpo;
 
@@ -46,6 +47,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let text = format!("{} is there already and not empty", args.out.display());
         return Err(Failure::usage(text).hint("name another folder with --out"));
     }
+    sandbox_check::check(&config.environments)?;
     logging::start()?;
     let stop = stop::on_signal()?;
     let out = RunLayout::new(&args.out);

@@ -11,6 +11,7 @@ use crate::metrics;
 use crate::orchestrator::{self, Outcome};
 use crate::prometheus::Endpoint;
 use crate::run_folder::RunFolder;
+use crate::sandbox_check;
 use crate::step_profile::StepProfile;
 use crate::summary;
 use crate::text;
@@ -42,6 +43,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let config = config_file::load(&args.config, &args.overrides)?;
     text::check_files(&config)?;
+    sandbox_check::check(&config.environments)?;
     if args.dry_run {
         return plan::print(&config);
     }

@@ -109,15 +109,23 @@ fn an_environment_is_a_family_or_a_dataset() {
     for (entry, problem) in [
         (
             "weight: 2.0",
-            "an environment needs a `family` or a `dataset` in `environments",
+            "an environment needs a `family`, a `dataset` or a `server` in `environments",
         ),
         (
             &format!("family: sums, {dataset}"),
-            "a `family` or a `dataset`, not both",
+            "a `family`, a `dataset` or a `server`, one alone",
         ),
         (
             &format!("{dataset}, level: 2"),
             "`level` belongs to a family",
+        ),
+        (
+            r#"server: (name: "a"), level: 2"#,
+            "one of `command`, `socket` and `url`",
+        ),
+        (
+            r#"server: (name: "a", command: ["b"]), mcp: [(name: "c", command: ["d"])]"#,
+            "`mcp` gives tools to the tasks of a family or a dataset",
         ),
     ] {
         assert_says(&instead(entry), &["bad.ron:4:", problem]);
@@ -127,7 +135,7 @@ fn an_environment_is_a_family_or_a_dataset() {
         &[
             "bad.ron:4:21",
             "did you mean `family`?",
-            "valid here: family, level, dataset, weight, kl_scale",
+            "valid here: family, level, dataset, server, mcp, rubric, weight, kl_scale",
         ],
     );
     assert_says(

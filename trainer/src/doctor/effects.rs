@@ -1,7 +1,7 @@
 //! Techniques that can't act, judged by what was played: `without_effect` knows the configuration alone.
 
 use model::{Attention, ModelConfig};
-use rollout::{FinishReason, Group};
+use rollout::{FinishReason, Group, Sample};
 
 use super::finding::Finding;
 use crate::config::{GrpoConfig, RunConfig, StageConfig};
@@ -69,7 +69,7 @@ fn idle_advantage(stage: &GrpoConfig, groups: &[Group]) -> Option<String> {
         );
     }
     let differ = |group: &Group| {
-        let mut rewards = group.samples.iter().filter_map(|s| s.verdict.reward());
+        let mut rewards = group.samples.iter().filter_map(Sample::reward);
         let first = rewards.next();
         rewards.any(|reward| Some(reward) != first)
     };

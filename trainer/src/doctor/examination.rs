@@ -205,6 +205,7 @@ impl Play<'_> {
                 decode: &|tokens| self.tokenizer.decode(tokens),
                 grader: &self.grader,
                 episodes: Some(&self.episodes),
+                rewards: Some(&self.config.rewards),
             },
             &mut |finished, _| progress.set(finished as u64),
         )?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use environments::{DatasetError, FamilyKey, Split, Task, TaskKey, Tasks, Verdict};
+use environments::{DatasetError, Episode, FamilyKey, Split, Task, TaskKey, Tasks, Verdict};
 use rollout::GuardedGrader;
 
 use super::finding::Finding;
@@ -26,16 +26,26 @@ pub fn reward_findings(
     grader: &GuardedGrader,
 ) -> Result<Vec<Finding>, TrainerError> {
     let finding = |environment: &EnvironmentConfig| {
-        let name = match &environment.source {
-            TaskSource::Family { family, level } => format!("{family} {level}"),
-            TaskSource::Dataset(dataset) => format!("dataset {}", dataset.name()),
+        let name = match (&environment.source, environment.source.name_and_level()) {
+            (TaskSource::Dataset(_), (name, _)) => format!("dataset {name}"),
+            (_, (name, level)) => format!("{name} {}", level.unwrap_or(1)),
         };
         let tasks = tasks_of(environment, tasks)?;
-        let mean = |answer: fn(&Task) -> String| mean_reward(&tasks, grader, answer);
-        let empty = mean(|_| String::new());
-        let echo = mean(|task| task.question.clone());
-        let solution = mean(|task| task.solution.clone());
-        Ok(judge(&name, [empty, echo, solution]))
+        let said = |answer: fn(&Task) -> String| {
+            mean_reward(&tasks, |key, task| match task.has_turns() {
+                true => Ok(Episode::played(task, &[], &answer(task))),
+                false => grader.verdict(key, &answer(task)),
+            })
+        };
+        let empty = said(|_| String::new());
+        let echo = said(|task| task.question.clone());
+        let solution = environment.source.has_solutions().then(|| {
+            mean_reward(&tasks, |key, task| match task.has_turns() {
+                true => Ok(Episode::played(task, &task.witness, &task.solution)),
+                false => grader.verdict(key, &task.solution),
+            })
+        });
+        Ok(judge(&name, [empty, echo], solution))
     };
     environments.iter().map(finding).collect()
 }
@@ -56,6 +66,10 @@ pub(super) fn tasks_of(
             let rows = tasks.dataset(&dataset.name())?;
             Ok(rows.draw(Split::Train, 0, seed, 0)?.into())
         }
+        TaskSource::Server { server, level } => {
+            let key = tasks.external_key(&server.name, Split::Train, *level, seed)?;
+            Ok(key.into())
+        }
     });
     keys.map(|key: Result<_, DatasetError>| {
         let key = key?;
@@ -71,12 +85,11 @@ pub(super) fn tasks_of(
 /// None could; why the first could not. A grader that hung is not asked again.
 fn mean_reward(
     tasks: &[(TaskKey, Arc<Task>)],
-    grader: &GuardedGrader,
-    answer: fn(&Task) -> String,
+    verdict: impl Fn(&TaskKey, &Task) -> Result<Verdict, String>,
 ) -> Result<f64, String> {
     let (mut rewards, mut problem) = (Vec::new(), None);
     for (key, task) in tasks {
-        match grader.verdict(key, &answer(task)) {
+        match verdict(key, task) {
             Ok(Verdict::Graded { reward, .. }) => rewards.push(reward),
             Ok(Verdict::Invalid { reason, .. }) | Err(reason) => {
                 problem.get_or_insert(reason);
@@ -89,11 +102,15 @@ fn mean_reward(
     }
 }
 
-/// Of the mean rewards of nothing, of an echo and of the solution.
-fn judge(name: &str, rewards: [Result<f64, String>; 3]) -> Finding {
-    let [empty, echo, solution] = match rewards {
-        [Ok(empty), Ok(echo), Ok(solution)] => [empty, echo, solution],
-        [Err(problem), ..] | [_, Err(problem), _] | [.., Err(problem)] => {
+/// Of the mean rewards of nothing, of an echo, and of the solution where there is one.
+fn judge(
+    name: &str,
+    garbage: [Result<f64, String>; 2],
+    solution: Option<Result<f64, String>>,
+) -> Finding {
+    let (empty, echo, solution) = match (garbage, solution.transpose()) {
+        ([Ok(empty), Ok(echo)], Ok(solution)) => (empty, echo, solution),
+        ([Err(problem), _] | [_, Err(problem)], _) | (_, Err(problem)) => {
             let text = format!("{name}: no answer could be graded: {problem}");
             return Finding::failed("rewards", text).because(
                 "the grader does not work on this machine",
@@ -101,10 +118,12 @@ fn judge(name: &str, rewards: [Result<f64, String>; 3]) -> Finding {
             );
         }
     };
+    let solved = solution.map(|solution| format!(", worked solution {solution:.2}"));
     let text = format!(
-        "{name}: empty answer {empty:.2}, question repeated {echo:.2}, worked solution {solution:.2}"
+        "{name}: empty answer {empty:.2}, question repeated {echo:.2}{}",
+        solved.unwrap_or_default()
     );
-    let (cause, advice) = if solution < 1.0 {
+    let (cause, advice) = if solution.is_some_and(|solution| solution < 1.0) {
         (
             "the grader refuses its own solutions: a policy that is right would not be paid",
             "mend the verifier, or the form in which solutions are written",
@@ -138,6 +157,8 @@ mod tests {
                 source: TaskSource::Family { family, level },
                 weight: 1.0,
                 kl_scale: 1.0,
+                mcp: Vec::new(),
+                rubric: None,
             })
             .collect();
         let tasks = Arc::new(Tasks::default());
@@ -154,7 +175,9 @@ mod tests {
 
     #[test]
     fn a_grader_that_pays_for_nothing_or_not_for_the_solution_fails() {
-        let verdict = |rewards: [f64; 3]| judge("a", rewards.map(Ok));
+        let verdict = |[empty, echo, solution]: [f64; 3]| {
+            judge("a", [Ok(empty), Ok(echo)], Some(Ok(solution)))
+        };
         assert!(!verdict([0.0, 0.03, 1.0]).has_failed());
         for (rewards, cause) in [
             ([0.1, 0.0, 1.0], "pays for no answer"),
@@ -187,6 +210,8 @@ mod tests {
             },
             weight: 1.0,
             kl_scale: 1.0,
+            mcp: Vec::new(),
+            rubric: None,
         };
         let config = GradingConfig {
             timeout_secs: 3.0,

@@ -149,6 +149,7 @@ fn play(config: &RunConfig, sampler: &Transformer, sampling: &SamplingConfig) ->
             decode: &decode,
             grader: &grader,
             episodes: None,
+            rewards: None,
         },
         &mut |_, _| (),
     );

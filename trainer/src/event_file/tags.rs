@@ -3,7 +3,7 @@
 use crate::figures::Figure;
 
 /// Tags by key of `metrics.jsonl`. The times, the speeds and what is counted by age have rules instead.
-const TAGS: [(&str, &str); 43] = [
+const TAGS: [(&str, &str); 48] = [
     ("reward_mean", "reward/mean"),
     ("reward_std", "reward/std"),
     ("pass_rate", "reward/pass_rate"),
@@ -50,6 +50,11 @@ const TAGS: [(&str, &str); 43] = [
     ("global_step", "progress/global_step"),
     ("peak_memory_bytes", "memory/peak_bytes"),
     ("preemptions", "memory/preemptions"),
+    ("turns_mean", "episodes/turns_mean"),
+    ("tool_calls_mean", "episodes/tool_calls_mean"),
+    ("bad_tool_calls_share", "episodes/bad_tool_calls_share"),
+    ("malformed_share", "episodes/malformed_share"),
+    ("limited_share", "episodes/limited_share"),
 ];
 
 /// The tag of `figure`; a figure without a place of its own is found under `other/`.
@@ -64,8 +69,15 @@ pub(super) fn tag(figure: &Figure) -> String {
     if name.ends_with("_per_sec") {
         return format!("speed/{name}");
     }
-    if let (Some(part), Some(age)) = (name.strip_prefix("masked_by_age_"), figure.age) {
+    let label = figure.label.as_ref().map(|(_, value)| value);
+    if let (Some(part), Some(age)) = (name.strip_prefix("masked_by_age_"), label) {
         return format!("mask_by_age/{part}_at_{age}");
+    }
+    if let (Some(part), Some(environment)) = (name.strip_prefix("by_environment_"), label) {
+        return format!("environment/{environment}/{part}");
+    }
+    if let ("reward_parts_mean", Some(part)) = (name, label) {
+        return format!("reward/{part}_part");
     }
     format!("other/{name}")
 }
@@ -76,10 +88,12 @@ mod tests {
 
     use super::*;
 
-    fn of(name: &str, age: Option<u64>) -> String {
-        let name = name.to_string();
-        let value = 1.0;
-        tag(&Figure { name, age, value })
+    fn of(name: &str, label: Option<(&'static str, &str)>) -> String {
+        tag(&Figure {
+            name: name.to_string(),
+            label: label.map(|(name, value)| (name, value.to_string())),
+            value: 1.0,
+        })
     }
 
     #[test]
@@ -91,8 +105,15 @@ mod tests {
             "speed/train_tokens_per_sec"
         );
         assert_eq!(
-            of("masked_by_age_masked_tokens", Some(2)),
+            of("masked_by_age_masked_tokens", Some(("age", "2"))),
             "mask_by_age/masked_tokens_at_2"
+        );
+        assert_eq!(
+            of(
+                "by_environment_reward_mean",
+                Some(("environment", "sums 1"))
+            ),
+            "environment/sums 1/reward_mean"
         );
         assert_eq!(of("another", None), "other/another");
         let tags: BTreeSet<&str> = TAGS.iter().map(|(_, tag)| *tag).collect();

@@ -83,6 +83,7 @@ impl Session<'_> {
             tokenizer: self.tokenizer.clone(),
             grader: self.grader.clone(),
             episodes: self.episodes.clone(),
+            rewards: self.config.rewards.clone(),
             grading_secs: self.config.grading.timeout_secs,
         };
         let mut worker = RolloutWorker::start(setup, &self.policy)?;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use environments::Verdict;
-use rollout::Group;
+use rollout::{Group, Sample};
 
 use crate::advantage::group_advantages;
 use crate::config::GrpoConfig;
@@ -41,7 +41,12 @@ pub fn step(
     let train_secs = start.elapsed().as_secs_f64() - step.reference_secs.unwrap_or(0.0);
     session.publish_to_worker()?;
     learned_file::write(&session.folder.learned_path(number), number, &step.samples)?;
-    Ok(Some(figures::metrics(&rollout, &step, train_secs)))
+    Ok(Some(figures::metrics(
+        &session.config.environments,
+        &rollout,
+        &step,
+        train_secs,
+    )))
 }
 
 /// Writes the samples of the session's next step to their file, and returns its path.
@@ -119,11 +124,7 @@ fn refuse_invalid<'a>(
 }
 
 fn rewards(group: &Group) -> Vec<Option<f64>> {
-    group
-        .samples
-        .iter()
-        .map(|sample| sample.verdict.reward())
-        .collect()
+    group.samples.iter().map(Sample::reward).collect()
 }
 
 #[cfg(test)]

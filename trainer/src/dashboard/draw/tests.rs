@@ -75,6 +75,7 @@ fn groups(step: u64) -> Vec<Group> {
         policy_versions: vec![7, 7],
         given: Vec::new(),
         later: Vec::new(),
+        paid: None,
         episode: None,
         finish_reason: FinishReason::Stop,
         text: format!("\x1b[31manswer {index} to {prompt} of {step}"),

@@ -20,6 +20,7 @@ fn group(rewards: &[f64], finish_reason: FinishReason) -> Group {
         verdict: Verdict::graded(reward, None),
         given: Vec::new(),
         later: Vec::new(),
+        paid: None,
         episode: None,
     };
     Group {

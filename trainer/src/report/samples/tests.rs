@@ -38,6 +38,7 @@ pub(in crate::report) fn shown(index: usize, reward: Option<f64>, advantage: f64
             policy_versions: vec![4, 4],
             given: Vec::new(),
             later: Vec::new(),
+            paid: None,
             episode: None,
             finish_reason: FinishReason::Stop,
             text: "5".to_string(),

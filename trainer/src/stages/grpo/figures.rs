@@ -1,9 +1,11 @@
 //! The figures of a grpo step, from its samples and from what the learner did with them.
 
 use model::KeptTokens;
-use rollout::{FinishReason, Group};
+use rollout::{FinishReason, Group, Sample};
 
 use super::rewards;
+use crate::config::EnvironmentConfig;
+use crate::episode_figures::{EpisodeFigures, by_environment, reward_parts};
 use crate::learned_file::LearnedSample;
 use crate::learner::GrpoStep;
 use crate::metrics::{StepMetrics, StepSecs};
@@ -34,12 +36,15 @@ fn spans_versions(versions: &[u64]) -> bool {
 }
 
 /// The line of a step; stage, counters and total time are the orchestrator's.
-pub(super) fn metrics(rollout: &Rollout, step: &GrpoStep, train_secs: f64) -> StepMetrics {
+pub(super) fn metrics(
+    environments: &[EnvironmentConfig],
+    rollout: &Rollout,
+    step: &GrpoStep,
+    train_secs: f64,
+) -> StepMetrics {
     let samples = || rollout.groups.iter().flat_map(|group| &group.samples);
     let count = samples().count().max(1) as f64;
-    let rewards: Vec<f64> = samples()
-        .filter_map(|sample| sample.verdict.reward())
-        .collect();
+    let rewards: Vec<f64> = samples().filter_map(Sample::reward).collect();
     let valid = rewards.len().max(1) as f64;
     // Without a valid sample there is no reward to speak of.
     let of_rewards = |value: f64| (!rewards.is_empty()).then_some(value);
@@ -49,7 +54,8 @@ pub(super) fn metrics(rollout: &Rollout, step: &GrpoStep, train_secs: f64) -> St
         .map(|reward| (reward - mean).powi(2))
         .sum::<f64>()
         / valid;
-    let passed = rewards.iter().filter(|&&reward| reward >= 1.0).count();
+    let is_solved = |sample: &&Sample| sample.verdict.reward().is_some_and(|r| r >= 1.0);
+    let passed = samples().filter(is_solved).count();
     let completion_tokens: usize = samples().map(|sample| sample.tokens.len()).sum();
     let kept: usize = samples().map(|sample| sample.kept.ids.len()).sum();
     let per_token =
@@ -68,6 +74,9 @@ pub(super) fn metrics(rollout: &Rollout, step: &GrpoStep, train_secs: f64) -> St
         reward_std: of_rewards(variance.sqrt()),
         pass_rate: of_rewards(passed as f64 / valid),
         invalid_samples: Some(count as usize - rewards.len()),
+        reward_parts: reward_parts(samples()),
+        by_environment: by_environment(environments, &rollout.groups),
+        episodes: EpisodeFigures::of(samples()),
         learning_rate: step.learning_rate,
         policy_age: mean_age(&step.samples),
         policy_age_max: step.samples.iter().map(|s| s.policy_age).max(),
