@@ -1,174 +1,235 @@
-// Attention of one new token a sequence over its cache. Contracts and references are in src/decode/attention.rs.
+// Attention of one new token a sequence: RoPE, the cache's write, and attention over the cache. The contract and the reference are in
+// src/decode/attention.rs.
 //
-// Compiled for HEAD_DIM (a power of two from 16 to 256) and GROUP query heads a key head.
-#include "bf16.cuh"
+// A block has a key head of a sequence with the query heads that share it, and its warps divide the keys among them, 16 at a time.
+// Keys and values go from memory straight into the registers that products take them from: lane l reads WIDTH numbers of row l / 4 and
+// of row l / 4 + 8. Scores are K Q^T (16 keys x 8 query heads, those above GROUP being zero); the output's sums are V^T P^T
+// (dims x 8 heads), with V and P transposed in registers. Each warp keeps a softmax of its own (largest score, sum, weighted
+// values), and all are merged at the end. Cached keys are on their way before the kernel in front is done.
+//
+// Compiled for HEAD_DIM (a power of two from 16 to 256), GROUP query heads a key head (at most 8) and WARPS warps a block.
+#include "mma.cuh"
+#include "overlap.cuh"
 
-constexpr int LANES = HEAD_DIM / 8;  // that share a key
-constexpr int KEYS_AT_ONCE = 32 / LANES;
-constexpr int WARPS = 8;
+constexpr int THREADS = WARPS * 32;
+constexpr int HALF = HEAD_DIM / 2;
+constexpr int WIDTH = HEAD_DIM < 32 ? 4 : 8;  // numbers that a lane reads at once, side by side
+constexpr int CHUNKS = HEAD_DIM / (4 * WIDTH);
+constexpr int WORDS = WIDTH / 2;
+constexpr int TILE = 16;  // keys that a warp attends to at once
+// Pairs of numbers to turn or to file: of the query heads, the key and the value.
+constexpr int PAIRS = (GROUP + 2) * HALF;
+constexpr int OWN_PAIRS = (PAIRS + THREADS - 1) / THREADS;
+// Whether a tile is read while the one before is computed, for which wide heads have too few registers.
+constexpr bool IS_AHEAD = HEAD_DIM <= 128;
 constexpr float LOG2_E = 1.4426950408889634f;
 
-// Row of the cache that holds token `position` of a sequence: pages of 2^page_bits rows.
-__device__ __forceinline__ long long row_of(const int* pages, int page_bits, int position) {
-  return ((long long)pages[position >> page_bits] << page_bits) + (position & ((1 << page_bits) - 1));
-}
+// A lane's share of a row: pairs of neighbours.
+struct Share {
+  unsigned at[CHUNKS][WORDS];
+};
 
-// Adds biases where there are any, turns queries and keys by their position, and files keys and values in the
-// cache. Rows with a negative position are padding. Grid: rows; one thread a pair of dimensions of every head.
-//
-// qkv [B, (heads + 2 kv_heads) HEAD_DIM]: queries are turned in place. Caches [rows, kv_heads, HEAD_DIM].
-extern "C" __global__ void rope_and_cache(bf16* qkv, const bf16* bias, const float* frequencies, float factor,
-                                          const int* positions, int heads, int kv_heads, bf16* k_cache, bf16* v_cache,
-                                          const int* table, int table_width, int page_bits) {
-  constexpr int HALF = HEAD_DIM / 2;
-  const int slot = blockIdx.x;
-  const int position = positions[slot];
-  if (position < 0) return;
-  const int num_heads = heads + 2 * kv_heads;
-  const long long first_head = row_of(table + (long long)slot * table_width, page_bits, position) * kv_heads;
-  for (int index = threadIdx.x; index < num_heads * HALF; index += blockDim.x) {
-    const int head = index / HALF, i = index % HALF;
-    bf16* own = qkv + ((long long)slot * num_heads + head) * HEAD_DIM;
-    float first = to_float(own[i]), second = to_float(own[i + HALF]);
-    if (bias) {
-      first = rounded(first + to_float(bias[head * HEAD_DIM + i]));
-      second = rounded(second + to_float(bias[head * HEAD_DIM + i + HALF]));
+// A lane's share of the keys or values of a tile.
+struct Tile {
+  Share upper, lower;
+};
+
+__device__ __forceinline__ Share load_share(const bf16* from, bool is_there) {
+  Share share = {};
+  if (!is_there) return share;
+#pragma unroll
+  for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+    const bf16* own = from + chunk * 4 * WIDTH;
+    if constexpr (WORDS == 4) {
+      asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(share.at[chunk][0]), "=r"(share.at[chunk][1]), "=r"(share.at[chunk][2]), "=r"(share.at[chunk][3])
+                   : "l"(own));
+    } else {
+      asm volatile("ld.global.cg.v2.u32 {%0, %1}, [%2];" : "=r"(share.at[chunk][0]), "=r"(share.at[chunk][1]) : "l"(own));
     }
-    if (head >= heads + kv_heads) {
-      bf16* to = v_cache + (first_head + head - heads - kv_heads) * HEAD_DIM;
-      to[i] = to_bf16(first);
-      to[i + HALF] = to_bf16(second);
-      continue;
-    }
-    const float angle = (float)position * frequencies[i];
-    const float cosine = rounded(cosf(angle) * factor), sine = rounded(sinf(angle) * factor);
-    // Rounded after each operation, as the learner's pass does.
-    const bf16 turned_first = to_bf16(rounded(first * cosine) + rounded(-second * sine));
-    const bf16 turned_second = to_bf16(rounded(second * cosine) + rounded(first * sine));
-    bf16* to = head < heads ? own : k_cache + (first_head + head - heads) * HEAD_DIM;
-    to[i] = turned_first;
-    to[i + HALF] = turned_second;
   }
+  return share;
 }
 
-// out = softmax(scale q k^T) v over the keys 0..=position. Grid: (kv_heads, rows).
-//
-// A warp reads KEYS_AT_ONCE keys at a time, LANES lanes a key; every group of lanes keeps a softmax of its own
-// (largest score, sum, weighted values), and all are merged at the end.
-extern "C" __global__ void __launch_bounds__(WARPS * 32)
-    attend(const bf16* qkv, long long q_stride, const bf16* k_cache, const bf16* v_cache, const int* table,
-           int table_width, int page_bits, const int* positions, float scale, bf16* out) {
+// The same of a row in shared memory.
+__device__ __forceinline__ Share shared_share(const bf16* from) {
+  Share share;
+#pragma unroll
+  for (int chunk = 0; chunk < CHUNKS; ++chunk)
+#pragma unroll
+    for (int word = 0; word < WORDS; ++word)
+      share.at[chunk][word] = reinterpret_cast<const unsigned*>(from + chunk * 4 * WIDTH)[word];
+  return share;
+}
+
+// Of an 8 x 8 matrix, a row of which four lanes hold in pairs, the transpose, held likewise.
+__device__ __forceinline__ unsigned transposed(unsigned pair) {
+  unsigned other;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(other) : "r"(pair));
+  return other;
+}
+
+// qkv [B, (H + 2 K) HEAD_DIM]; caches [rows, K, HEAD_DIM]; out [B, H HEAD_DIM]. Rows with a negative position are padding. Grid: (K, B).
+extern "C" __global__ void __launch_bounds__(THREADS)
+    attend(const bf16* qkv, const bf16* bias, const float* frequencies, float factor, const int* positions, const int* table,
+           int table_width, int page_bits, float scale, bf16* k_cache, bf16* v_cache, bf16* out) {
+  __shared__ __align__(16) bf16 turned[GROUP + 2][HEAD_DIM];  // query heads, key, value
   __shared__ float merged[WARPS][GROUP][HEAD_DIM];
-  __shared__ float largest[WARPS][GROUP], sums[WARPS][GROUP];
-  const int kv_head = blockIdx.x, slot = blockIdx.y;
-  const int num_keys = positions[slot] + 1;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, part = lane % LANES;
-  const bf16* q = qkv + slot * q_stride + (long long)kv_head * GROUP * HEAD_DIM + part * 8;
-
-  float query[GROUP][8], weighted[GROUP][8], high[GROUP], sum[GROUP];
-#pragma unroll
-  for (int g = 0; g < GROUP; ++g) {
-    const Eight eight = load_eight(q + g * HEAD_DIM);
-    high[g] = -INFINITY;
-    sum[g] = 0;
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      query[g][j] = to_float(eight.at[j]) * scale * LOG2_E;
-      weighted[g][j] = 0;
-    }
-  }
-
-  constexpr int STEP = WARPS * KEYS_AT_ONCE;
-  int key = warp * KEYS_AT_ONCE + lane / LANES;
-  const int rounds = (num_keys + STEP - 1) / STEP;
-  // Where keys lie, in eights. STEP and pages are powers of two, so a round moves a thread's keys by the same number
-  // of pages, or of rows in a page, whatever its own page and row were: those are kept apart.
-  const unsigned row_eights = gridDim.x * (HEAD_DIM / 8), page_mask = (1u << page_bits) - 1;
-  const unsigned own = (key & page_mask) * row_eights + kv_head * (HEAD_DIM / 8) + part;
-  const int* pages = table + (long long)slot * table_width + (key >> page_bits);
-  const auto place = [&](int page, int moved) {
-    return ((unsigned)page << page_bits) * row_eights + (moved & page_mask) * row_eights + own;
+  __shared__ float highs[WARPS][8], sums[WARPS][8];
+  start_next_kernel();
+  const int kv_head = blockIdx.x, kv_heads = gridDim.x, slot = blockIdx.y;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int position = positions[slot];
+  const int* pages = table + (long long)slot * table_width;
+  const int tiles = position < 0 ? 0 : position / TILE + 1;
+  // Where in the caches token `key` of the sequence lies.
+  const auto row_of = [&](int key) {
+    const long long row = ((long long)pages[key >> page_bits] << page_bits) + (key & ((1 << page_bits) - 1));
+    return (row * kv_heads + kv_head) * HEAD_DIM;
   };
-  Eight k = {}, v = {};
-  if (key < num_keys) {
-    const unsigned at = place(pages[0], 0);
-    k = load_eight(k_cache + at * 8ull);
-    v = load_eight(v_cache + at * 8ull);
-  }
-  // The table is read a round before the keys that it leads to.
-  int next_page = key + STEP < num_keys ? pages[STEP >> page_bits] : 0;
-  int moved = STEP;
-  for (int round = 0; round < rounds; ++round) {
-    const bool is_key = key < num_keys;
-    const Eight own_k = k, own_v = v;
-    key += STEP;
-    // On its way while this round computes.
-    if (key < num_keys) {
-      const unsigned at = place(next_page, moved);
-      k = load_eight(k_cache + at * 8ull);
-      v = load_eight(v_cache + at * 8ull);
+  // All but the new token, which is not there yet. The table is not read beyond the sequence's end.
+  const auto load_tile = [&](int index, Tile& k, Tile& v) {
+    if (index < tiles) {
+      const int key = index * TILE + lane / 4;
+      const long long at = row_of(min(key, position)) + (lane & 3) * WIDTH;
+      const long long below = row_of(min(key + 8, position)) + (lane & 3) * WIDTH;
+      k.upper = load_share(k_cache + at, key < position);
+      k.lower = load_share(k_cache + below, key + 8 < position);
+      v.upper = load_share(v_cache + at, key < position);
+      v.lower = load_share(v_cache + below, key + 8 < position);
     }
-    moved += STEP;
-    if (key + STEP < num_keys) next_page = pages[moved >> page_bits];
+  };
+  Tile next_k = {}, next_v = {};
+  load_tile(warp, next_k, next_v);
+  float cosine[OWN_PAIRS], sine[OWN_PAIRS];
 #pragma unroll
-    for (int g = 0; g < GROUP; ++g) {
-      float score = 0;
-#pragma unroll
-      for (int j = 0; j < 8; ++j) score += query[g][j] * to_float(own_k.at[j]);
-#pragma unroll
-      for (int offset = LANES / 2; offset > 0; offset /= 2) score += __shfl_xor_sync(~0u, score, offset);
-      if (!is_key) continue;
-      if (score > high[g]) {
-        const float shrink = exp2f(high[g] - score);
-        high[g] = score;
-        sum[g] *= shrink;
-#pragma unroll
-        for (int j = 0; j < 8; ++j) weighted[g][j] *= shrink;
-      }
-      const float weight = exp2f(score - high[g]);
-      sum[g] += weight;
-#pragma unroll
-      for (int j = 0; j < 8; ++j) weighted[g][j] += weight * to_float(own_v.at[j]);
-    }
+  for (int i = 0; i < OWN_PAIRS; ++i) {
+    const float angle = (float)position * frequencies[(threadIdx.x + i * THREADS) % HALF];
+    cosine[i] = rounded(cosf(angle) * factor);
+    sine[i] = rounded(sinf(angle) * factor);
   }
 
-  // Lanes that hold the same part of different keys, then the warps.
+  wait_for_kernels_before();
+  bf16* to = out + ((long long)slot * kv_heads + kv_head) * GROUP * HEAD_DIM;
+  if (position < 0) {
+    for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += THREADS) to[i] = 0;
+    return;
+  }
+  const long long new_row = row_of(position);
 #pragma unroll
-  for (int g = 0; g < GROUP; ++g) {
-    float top = high[g];
-#pragma unroll
-    for (int offset = LANES; offset < 32; offset *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, offset));
-    const float shrink = high[g] == -INFINITY ? 0.0f : exp2f(high[g] - top);
-    float total = sum[g] * shrink;
-#pragma unroll
-    for (int offset = LANES; offset < 32; offset *= 2) total += __shfl_xor_sync(~0u, total, offset);
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      float value = weighted[g][j] * shrink;
-#pragma unroll
-      for (int offset = LANES; offset < 32; offset *= 2) value += __shfl_xor_sync(~0u, value, offset);
-      if (lane < LANES) merged[warp][g][part * 8 + j] = value;
+  for (int i = 0; i < OWN_PAIRS; ++i) {
+    const int pair = threadIdx.x + i * THREADS, part = pair / HALF, dim = pair % HALF;
+    if (pair >= PAIRS) continue;
+    // qkv holds all queries, then all keys, then all values.
+    const int head = part < GROUP ? kv_head * GROUP + part : part * kv_heads + kv_head;
+    const bf16* own = qkv + (long long)slot * (GROUP + 2) * kv_heads * HEAD_DIM + head * HEAD_DIM + dim;
+    float first = to_float(own[0]), second = to_float(own[HALF]);
+    if (bias) {
+      first = rounded(first + to_float(bias[head * HEAD_DIM + dim]));
+      second = rounded(second + to_float(bias[head * HEAD_DIM + dim + HALF]));
     }
-    if (lane == 0) {
-      largest[warp][g] = top;
-      sums[warp][g] = total;
+    bf16 first_turned = to_bf16(first), second_turned = to_bf16(second);
+    if (part <= GROUP) {
+      // Rounded after each operation, as the learner's pass does.
+      first_turned = to_bf16(rounded(first * cosine[i]) + rounded(-second * sine[i]));
+      second_turned = to_bf16(rounded(second * cosine[i]) + rounded(first * sine[i]));
+    }
+    turned[part][dim] = first_turned;
+    turned[part][dim + HALF] = second_turned;
+    if (part >= GROUP) {
+      bf16* cache = part == GROUP ? k_cache : v_cache;
+      cache[new_row + dim] = first_turned;
+      cache[new_row + dim + HALF] = second_turned;
     }
   }
   __syncthreads();
-  bf16* to = out + ((long long)slot * gridDim.x + kv_head) * GROUP * HEAD_DIM;
-  for (int index = threadIdx.x; index < GROUP * HEAD_DIM; index += WARPS * 32) {
-    const int g = index / HEAD_DIM, i = index % HEAD_DIM;
+
+  Share query = {};
+  if (lane / 4 < GROUP) query = shared_share(&turned[lane / 4][(lane & 3) * WIDTH]);
+  // Of the heads 2 (lane % 4) and the next.
+  float high[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+  float weighted[CHUNKS][WORDS / 2][4] = {};
+  for (int index = warp; index < tiles; index += WARPS) {
+    Tile k = next_k, v = next_v;
+    if (IS_AHEAD) load_tile(index + WARPS, next_k, next_v);
+    const int key = index * TILE + lane / 4;
+    const bf16 *new_k = &turned[GROUP][(lane & 3) * WIDTH], *new_v = &turned[GROUP + 1][(lane & 3) * WIDTH];
+    if (key == position) k.upper = shared_share(new_k), v.upper = shared_share(new_v);
+    if (key + 8 == position) k.lower = shared_share(new_k), v.lower = shared_share(new_v);
+    float scores[4] = {};
+#pragma unroll
+    for (int chunk = 0; chunk < CHUNKS; ++chunk)
+#pragma unroll
+      for (int word = 0; word < WORDS; word += 2) {
+        const unsigned a[4] = {k.upper.at[chunk][word], k.lower.at[chunk][word], k.upper.at[chunk][word + 1],
+                               k.lower.at[chunk][word + 1]};
+        multiply(scores, a, query.at[chunk][word], query.at[chunk][word + 1]);
+      }
+    float shrink[2];
+#pragma unroll
+    for (int head = 0; head < 2; ++head) {
+      float& upper = scores[head];
+      float& lower = scores[2 + head];
+      upper = key <= position ? upper * scale * LOG2_E : -INFINITY;
+      lower = key + 8 <= position ? lower * scale * LOG2_E : -INFINITY;
+      float top = fmaxf(upper, lower);
+#pragma unroll
+      for (int offset = 4; offset < 32; offset *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, offset));
+      top = fmaxf(top, high[head]);
+      shrink[head] = exp2f(high[head] - top);
+      high[head] = top;
+      upper = exp2f(upper - top);
+      lower = exp2f(lower - top);
+      sum[head] = sum[head] * shrink[head] + upper + lower;
+    }
+    const unsigned of_upper = transposed(to_bf16_pair(scores[0], scores[1]));
+    const unsigned of_lower = transposed(to_bf16_pair(scores[2], scores[3]));
+#pragma unroll
+    for (int chunk = 0; chunk < CHUNKS; ++chunk)
+#pragma unroll
+      for (int word = 0; word < WORDS; word += 2) {
+        float(&own)[4] = weighted[chunk][word / 2];
+        own[0] *= shrink[0], own[1] *= shrink[1], own[2] *= shrink[0], own[3] *= shrink[1];
+        const unsigned a[4] = {transposed(v.upper.at[chunk][word]), transposed(v.upper.at[chunk][word + 1]),
+                               transposed(v.lower.at[chunk][word]), transposed(v.lower.at[chunk][word + 1])};
+        multiply(own, a, of_upper, of_lower);
+      }
+    if (!IS_AHEAD) load_tile(index + WARPS, next_k, next_v);
+  }
+
+#pragma unroll
+  for (int own = 0; own < 2; ++own) {
+    float total = sum[own];
+#pragma unroll
+    for (int offset = 4; offset < 32; offset *= 2) total += __shfl_xor_sync(~0u, total, offset);
+    const int head = (lane & 3) * 2 + own;
+    if (lane < 4) highs[warp][head] = high[own], sums[warp][head] = total;
+    if (head < GROUP) {
+#pragma unroll
+      for (int chunk = 0; chunk < CHUNKS; ++chunk)
+#pragma unroll
+        for (int word = 0; word < WORDS; ++word) {
+          // Where this word of row lane / 4 of the transpose was: lane / 8 is the lane that read it, of four.
+          const int dim = (chunk * 4 + lane / 8) * WIDTH + word * 2 + lane / 4 % 2;
+          merged[warp][head][dim] = weighted[chunk][word / 2][word % 2 * 2 + own];
+        }
+    }
+  }
+  __syncthreads();
+  for (int index = threadIdx.x; index < GROUP * HALF; index += THREADS) {
+    const int head = index / HALF, dim = index % HALF * 2;
     float top = -INFINITY;
 #pragma unroll
-    for (int w = 0; w < WARPS; ++w) top = fmaxf(top, largest[w][g]);
-    float value = 0, total = 0;
+    for (int w = 0; w < WARPS; ++w) top = fmaxf(top, highs[w][head]);
+    float first = 0, second = 0, total = 0;
 #pragma unroll
     for (int w = 0; w < WARPS; ++w) {
-      const float shrink = largest[w][g] == -INFINITY ? 0.0f : exp2f(largest[w][g] - top);
-      value += merged[w][g][i] * shrink;
-      total += sums[w][g] * shrink;
+      // 0 of a warp without keys.
+      const float shrink = exp2f(highs[w][head] - top);
+      first += merged[w][head][dim] * shrink;
+      second += merged[w][head][dim + 1] * shrink;
+      total += sums[w][head] * shrink;
     }
-    // Padding has seen no key.
-    to[index] = num_keys > 0 ? to_bf16(value / total) : to_bf16(0.0f);
+    reinterpret_cast<unsigned*>(to)[index] = to_bf16_pair(first / total, second / total);
   }
 }

@@ -1,5 +1,6 @@
 // Routing of one token a sequence, and the sum of its experts. Contracts and references are in src/decode/experts.rs.
 #include "bf16.cuh"
+#include "overlap.cuh"
 
 constexpr int MAX_EXPERTS = 256;
 
@@ -10,6 +11,8 @@ extern "C" __global__ void __launch_bounds__(32)
     route(const bf16* x, const float* gate, const float* bias, int width, int num_experts, int top_k, int is_sigmoid,
           int normalise, float scaling, float* gates, unsigned short* ids, long long ids_stride) {
   __shared__ float scores[MAX_EXPERTS];
+  start_next_kernel();
+  wait_for_kernels_before();
   const int lane = threadIdx.x;
   const bf16* row = x + (long long)blockIdx.x * width;
   for (int expert = 0; expert < num_experts; ++expert) {
@@ -67,6 +70,8 @@ extern "C" __global__ void __launch_bounds__(32)
 // y[b] = sum of gates[b, e] outputs[e, b] over the experts, in their order, in f32. Grid: rows.
 extern "C" __global__ void __launch_bounds__(128)
     combine_experts(const bf16* outputs, const float* gates, int num_experts, int width, bf16* y) {
+  start_next_kernel();
+  wait_for_kernels_before();
   const int rows = gridDim.x, row = blockIdx.x;
   const float* own = gates + (long long)row * num_experts;
   for (int i = threadIdx.x * 8; i < width; i += 128 * 8) {

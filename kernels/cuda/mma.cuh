@@ -85,6 +85,9 @@ __device__ __forceinline__ unsigned to_bf16_pair(float first, float second) {
   return both;
 }
 
+__device__ __forceinline__ float lower_of(unsigned pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float upper_of(unsigned pair) { return __uint_as_float(pair & 0xffff0000u); }
+
 // Adds the 16 x 8 of `sum` to rows of an f32 tensor in device memory: `upper` and `lower` are where column 0 of row
 // lane / 4 and of row lane / 4 + 8 go, null for nowhere. Lanes trade halves, so that each adds 16 bytes of one row.
 __device__ __forceinline__ void add_to_rows(const float (&sum)[4], float* upper, float* lower) {

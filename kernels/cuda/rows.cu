@@ -1,12 +1,15 @@
 // What a decode step does row by row besides products: embedding, norm, SwiGLU. Contracts and references are in
 // src/decode/. Widths are multiples of 8.
 #include "bf16.cuh"
+#include "overlap.cuh"
 
 constexpr int ROW_THREADS = 128;
 
 // x[b] = table[tokens[b]], where a token below zero, -1 - r, stands for drawn[r]. Grid: rows.
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
     embed(const bf16* table, const int* tokens, const int* drawn, int width, bf16* x) {
+  start_next_kernel();
+  wait_for_kernels_before();
   int token = tokens[blockIdx.x];
   if (token < 0) token = drawn[-1 - token];
   const bf16* from = table + (long long)token * width;
@@ -18,6 +21,8 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS)
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
     add_rms_norm(bf16* x, const bf16* y, const bf16* weight, float eps, int width, bf16* h) {
   __shared__ float parts[ROW_THREADS / 32];
+  start_next_kernel();
+  wait_for_kernels_before();
   const long long row = (long long)blockIdx.x * width;
   float squares = 0;
   for (int i = threadIdx.x * 8; i < width; i += ROW_THREADS * 8) {
@@ -51,6 +56,8 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS)
 // out = silu(gate) * up with both [rows, 2 width] beside each other. Grid: anything, one thread for 8 numbers.
 extern "C" __global__ void __launch_bounds__(256)
     swiglu(const bf16* both, int width, long long num_eights, bf16* out) {
+  start_next_kernel();
+  wait_for_kernels_before();
   const long long index = (long long)blockIdx.x * 256 + threadIdx.x;
   if (index >= num_eights) return;
   const int per_row = width / 8;

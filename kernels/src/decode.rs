@@ -15,16 +15,15 @@ use tch::Tensor;
 use crate::cuda::{Argument, Queue, compile};
 use crate::error::KernelError;
 
-/// Compiles every kernel, which can't be done while work is recorded.
+/// Compiles the kernels that are the same for all sizes, which can't be done while work is recorded.
 ///
 /// # Errors
 /// One does not compile.
-pub fn prepare(queue: &Queue, heads: attention::Heads) -> Result<(), KernelError> {
-    heads.prepare(queue)?;
+pub fn prepare(queue: &Queue) -> Result<(), KernelError> {
     for (source, kernels) in [
         (&compile::ROWS, &["embed", "add_rms_norm", "swiglu"][..]),
         (&compile::EXPERTS, &["route", "combine_experts"]),
-        (&compile::SAMPLING, &["sample"]),
+        (&compile::SAMPLING, &["sample", "sample_truncated"]),
     ] {
         for kernel in kernels {
             queue.prepare(source, &[], kernel)?;

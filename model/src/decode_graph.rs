@@ -1,6 +1,6 @@
 //! Decode steps on a GPU as CUDA graphs: one launch a step instead of some hundreds.
 //!
-//! A [`GraphDecoder`] records [`Transformer::decode`] with the output head, and sampling where nothing truncates, once
+//! A [`GraphDecoder`] records [`Transformer::decode`] with the output head and sampling, once
 //! for each batch size in use, in kernels of [`kernels::decode`] and cuBLAS products on buffers of its own. Arithmetic
 //! and roundings are those of the eager pass, so that the learner finds the same log-probs. It knows grouped-query
 //! attention over all keys and feed-forwards that are dense or have few experts, in bf16
@@ -18,6 +18,7 @@ use std::ops::{Deref, DerefMut};
 
 use kernels::cuda::{Queue, StepGraph};
 use kernels::decode::attention::{Heads, Rope};
+pub use kernels::decode::sampling::Truncation;
 use kernels::decode::sampling::{self, Rows};
 use kernels::decode::small_products::{Epilogue, Shape};
 use kernels::tch::{self, Device, Kind, Tensor};
@@ -34,13 +35,15 @@ use crate::transformer::{Attention, Transformer};
 /// Largest steps between the sizes that graphs are recorded for.
 const SIZE_STEP: usize = 64;
 
-/// How tokens are drawn in a graph: everything but truncation and greedy choice.
+/// How tokens are drawn in a graph: everything but greedy choice.
 #[derive(Debug, PartialEq)]
 pub struct GraphSampling {
     /// Divides the logits.
     pub temperature: f64,
     /// Ids that may be drawn, one flag a column of the logits; `None` where all may.
     pub allowed: Option<Vec<bool>>,
+    /// Which of them are drawn from; `None` for all.
+    pub truncation: Option<Truncation>,
 }
 
 /// Decodes by graphs.
@@ -95,7 +98,7 @@ impl GraphDecoder {
         let (config, device) = (model.config(), model.device());
         let queue = Queue::new(device)?;
         let heads = heads(config);
-        decode::prepare(&queue, heads)?;
+        decode::prepare(&queue)?;
         let frequencies =
             inverse_frequencies(config.head_dim, config.rope_theta, config.yarn.as_ref());
         let rope = Rope {
@@ -132,6 +135,10 @@ impl GraphDecoder {
         });
         self.sampling = sampling;
         self.graphs.clear();
+    }
+
+    fn truncation(&self) -> Option<Truncation> {
+        self.sampling.as_ref()?.truncation
     }
 
     /// Whether steps draw the tokens, so that the next may be launched before one is read.
@@ -210,11 +217,13 @@ impl GraphDecoder {
             .sampling
             .is_none()
             .then(|| shaped(&self.buffers.logits, &shape));
+        let kept_words = self.truncation().map_or(0, |_| kept_words(config));
         let graph = self.graphs.get_mut(&step.rows).expect("launched from it");
         Ok(DecodedStep {
             words: graph.read(step.launched)?,
             rows: step.rows,
             routing_width: routing_width(config),
+            kept_words,
             logits,
         })
     }
@@ -243,13 +252,13 @@ impl GraphDecoder {
         let (n, hidden) = (rows as i64, config.hidden_size as i64);
         let routing_words = routing_words(config, rows);
         let width = cache.place().1;
-        let output = self
-            .buffers
-            .output
-            .narrow(0, 0, output_words(config, rows) as i64);
+        let output =
+            self.buffers
+                .output
+                .narrow(0, 0, output_words(config, rows, self.truncation()) as i64);
         let shapes = small_products(config, n);
-        let has_small_products =
-            config.moe.is_none() && shapes.iter().all(|shape| shape.is_supported(&self.queue));
+        self.heads.prepare(&self.queue, n)?;
+        let has_small_products = config.moe.is_none() && shapes.iter().all(Shape::is_supported);
         if has_small_products {
             shapes
                 .iter()
@@ -297,12 +306,15 @@ impl GraphDecoder {
                 logprobs: &output.narrow(0, n, n).view_dtype(Kind::Float),
                 entropies: &output.narrow(0, 2 * n, n).view_dtype(Kind::Float),
             };
-            sampling::sample(
-                &self.queue,
-                rows,
-                self.allowed.as_ref(),
-                sampling.temperature,
-            )
+            let (queue, allowed) = (&self.queue, self.allowed.as_ref());
+            let Some(truncation) = sampling.truncation else {
+                return sampling::sample(queue, rows, allowed, sampling.temperature);
+            };
+            let words = kept_words(config) as i64;
+            let kept = output.narrow(0, 3 * n + routing_words as i64, n * words);
+            let kept = kept.view([n, words]);
+            let temperature = sampling.temperature;
+            sampling::sample_truncated(queue, rows, allowed, temperature, truncation, &kept)
         })
     }
 }
@@ -376,19 +388,21 @@ fn heads(config: &ModelConfig) -> Heads {
 
 /// The products of a layer with a dense feed-forward, for `rows` rows.
 fn small_products(config: &ModelConfig, rows: i64) -> [Shape; 4] {
-    let hidden = config.hidden_size;
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let qkv = heads(config).qkv_width() as usize;
     let attended = config.num_attention_heads * config.head_dim;
-    let shape = |inner: usize, is_normed, epilogue| Shape {
+    let shape = |inner: usize, columns: usize, is_normed, epilogue| Shape {
         rows,
         inner: inner as i64,
+        columns: columns as i64,
         is_normed,
         epilogue,
     };
     [
-        shape(hidden, true, Epilogue::Plain),
-        shape(attended, false, Epilogue::Added),
-        shape(hidden, true, Epilogue::Gated),
-        shape(config.intermediate_size, false, Epilogue::Added),
+        shape(hidden, qkv, true, Epilogue::Plain),
+        shape(attended, hidden, false, Epilogue::Added),
+        shape(hidden, inner, true, Epilogue::Gated),
+        shape(inner, hidden, false, Epilogue::Added),
     ]
 }
 
@@ -403,9 +417,15 @@ fn routing_words(config: &ModelConfig, rows: usize) -> usize {
     (rows * routing_width(config)).div_ceil(2)
 }
 
+/// Words of the ids of a row that were drawn from, a bit each.
+fn kept_words(config: &ModelConfig) -> usize {
+    config.vocab_size.div_ceil(32)
+}
+
 /// Words that a step of `rows` rows gives the host.
-fn output_words(config: &ModelConfig, rows: usize) -> usize {
-    3 * rows + routing_words(config, rows)
+fn output_words(config: &ModelConfig, rows: usize, truncation: Option<Truncation>) -> usize {
+    let kept = truncation.map_or(0, |_| rows * kept_words(config));
+    3 * rows + routing_words(config, rows) + kept
 }
 
 fn routing_width(config: &ModelConfig) -> usize {

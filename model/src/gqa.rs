@@ -5,7 +5,7 @@
 //! Qwen2 adds biases to the three projections, Qwen3 a norm to every query and key head before RoPE.
 //! The softmax over a pack is in [`crate::attention`].
 
-use kernels::decode::attention::Cache;
+use kernels::decode::attention::{Cache, NewTokens};
 use kernels::decode::small_products::{Epilogue, small_product};
 use kernels::dsa::gpu::choice::HeadShape;
 use kernels::fused::rope::{RotatedHeads, rope_and_gather};
@@ -156,18 +156,14 @@ impl GroupedQueryAttention {
             )?,
             None => queue.product(&step.h, &qkv.weight, &step.qkv)?,
         }
-        let bias = qkv.bias.as_ref();
-        decode::attention::rope_and_cache(
-            queue,
-            heads,
-            &step.qkv,
-            bias,
-            step.rope,
-            &step.positions,
-            cache,
-        )?;
+        let new = NewTokens {
+            qkv: &step.qkv,
+            bias: qkv.bias.as_ref(),
+            rope: step.rope,
+            positions: &step.positions,
+        };
         let (scale, out) = (self.softmax_scale, &step.attended);
-        decode::attention::attend(queue, heads, &step.qkv, &step.positions, cache, scale, out)?;
+        decode::attention::attend(queue, heads, new, cache, scale, out)?;
         let weight = self.o_proj.weight();
         match norm {
             Some(_) => small_product(queue, out, &weight, None, Epilogue::Added, &step.x),

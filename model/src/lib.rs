@@ -41,7 +41,7 @@ pub use config::{
     ScoringFunc, YarnConfig,
 };
 pub use decode_graph::{
-    DecodedStep, GraphDecoder, GraphSampling, LaunchedStep, LentDecoder, StepToken,
+    DecodedStep, GraphDecoder, GraphSampling, LaunchedStep, LentDecoder, StepToken, Truncation,
 };
 pub use input::{Document, PackedInput};
 pub use kv_cache::{CacheShape, KvCache};

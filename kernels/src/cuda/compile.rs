@@ -19,25 +19,31 @@ pub struct Source {
     /// File name.
     pub name: &'static str,
     pub(super) text: &'static str,
+    /// Whether its kernels may start before the kernel in front of them is done: each waits for it itself (`overlap.cuh`).
+    pub(super) overlaps: bool,
 }
 
 macro_rules! source {
-    ($name:literal) => {
+    ($name:literal, overlaps: $overlaps:literal) => {
         Source {
             name: $name,
             text: include_str!(concat!("../../cuda/", $name)),
+            overlaps: $overlaps,
         }
+    };
+    ($name:literal) => {
+        source!($name, overlaps: false)
     };
 }
 
 /// Embedding, norm, SwiGLU.
-pub const ROWS: Source = source!("rows.cu");
-/// RoPE with the cache's write, attention over the cache; needs `HEAD_DIM` and `GROUP`.
-pub const ATTENTION: Source = source!("attention.cu");
+pub const ROWS: Source = source!("rows.cu", overlaps: true);
+/// RoPE with the cache's write and attention over the cache; needs `HEAD_DIM`, `GROUP` and `WARPS`.
+pub const ATTENTION: Source = source!("attention.cu", overlaps: true);
 /// Router, sum of experts.
-pub const EXPERTS: Source = source!("experts.cu");
+pub const EXPERTS: Source = source!("experts.cu", overlaps: true);
 /// Sampling.
-pub const SAMPLING: Source = source!("sampling.cu");
+pub const SAMPLING: Source = source!("sampling.cu", overlaps: true);
 
 /// A learner's norm, SwiGLU, RoPE and log-probs; needs `EIGHTS` for the norm and `HEAD_DIM` for RoPE.
 pub const FUSED: Source = source!("fused.cu");
@@ -53,13 +59,13 @@ pub const DENSE_HEAD_SUMS: Source = source!("dense_head_sums.cu");
 /// A learner's rows to experts and back.
 pub const DISPATCH: Source = source!("dispatch.cu");
 
-/// A decode step's products of few rows; needs `INNER`, `ROWS`, `COLUMNS`, `NORMED` and `EPILOGUE`.
-pub const SMALL_PRODUCTS: Source = source!("small_products.cu");
+/// A decode step's products of few rows; needs `INNER`, `WARPS`, `ROWS`, `COLUMNS`, `NORMED` and `EPILOGUE`.
+pub const SMALL_PRODUCTS: Source = source!("small_products.cu", overlaps: true);
 
 /// Every source but [`DSA_LATENT_SM90`], with the constants that a test compiles it for.
 pub const ALL: [(&Source, &[Constant]); 12] = [
     (&ROWS, &[]),
-    (&ATTENTION, &[("HEAD_DIM", 64), ("GROUP", 3)]),
+    (&ATTENTION, &[("HEAD_DIM", 64), ("GROUP", 3), ("WARPS", 4)]),
     (&EXPERTS, &[]),
     (&SAMPLING, &[]),
     (&FUSED, &[("EIGHTS", 3), ("HEAD_DIM", 64)]),
@@ -82,9 +88,10 @@ pub const ALL: [(&Source, &[Constant]); 12] = [
 pub type Constant = (&'static str, i64);
 
 /// What sources include.
-const HEADERS: [(&CStr, &str); 4] = [
+const HEADERS: [(&CStr, &str); 5] = [
     (c"bf16.cuh", include_str!("../../cuda/bf16.cuh")),
     (c"mma.cuh", include_str!("../../cuda/mma.cuh")),
+    (c"overlap.cuh", include_str!("../../cuda/overlap.cuh")),
     (c"wgmma.cuh", include_str!("../../cuda/wgmma.cuh")),
     (c"dsa_tiles.cuh", include_str!("../../cuda/dsa_tiles.cuh")),
 ];
@@ -278,8 +285,49 @@ mod tests {
             return;
         }
         for head_dim in [16, 32, 64, 128, 256] {
-            let constants = [("HEAD_DIM", head_dim), ("GROUP", 4)];
+            let constants = [("HEAD_DIM", head_dim), ("GROUP", 4), ("WARPS", 4)];
             compile(&ATTENTION, &constants, "sm_90a").unwrap();
+        }
+    }
+
+    /// Name and body of each kernel of `text`.
+    fn kernels_of(text: &str) -> Vec<(&str, &str)> {
+        let declared = text.split("extern \"C\" __global__").skip(1);
+        declared
+            .map(|rest| {
+                let (head, body) = rest.split_once(") {\n").expect("parameters end");
+                let (head, _) = head.rsplit_once('(').expect("parameters begin");
+                let name = head.rsplit(' ').next().expect("a name");
+                (name, body.split_once("\n}").expect("a body ends").0)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_kernel_that_overlaps_waits_before_it_may_return() {
+        let overlapping = ALL.iter().filter(|(source, _)| source.overlaps);
+        let mut num_kernels = 0;
+        for (source, _) in overlapping {
+            for (name, body) in kernels_of(source.text) {
+                num_kernels += 1;
+                // Two spaces: in no branch and no loop.
+                let before = body.split_once("\n  wait_for_kernels_before();\n");
+                let before = before.map(|(before, _)| before);
+                assert!(
+                    before.is_some_and(|before| !before.contains("return;")),
+                    "{name} of {} does not wait first",
+                    source.name
+                );
+            }
+        }
+        assert!(num_kernels >= 8, "{num_kernels} kernels found");
+        let others = ALL.iter().filter(|(source, _)| !source.overlaps);
+        for (source, _) in others {
+            assert!(
+                !source.text.contains("start_next_kernel"),
+                "{}",
+                source.name
+            );
         }
     }
 
@@ -291,6 +339,7 @@ mod tests {
         let source = Source {
             name: "wrong.cu",
             text: "__global__ void wrong() { no_such_function(); }",
+            overlaps: false,
         };
         let error = compile(&source, &[], "sm_90a").unwrap_err().to_string();
         assert!(

@@ -90,6 +90,11 @@ impl Cuda {
         self.capability == (9, 0)
     }
 
+    /// Whether a kernel may start before the one in front of it is done.
+    pub(super) fn overlaps_kernels(&self) -> bool {
+        self.capability >= (9, 0)
+    }
+
     /// Shared memory that a block of threads may ask for: 163 KB on an A100, 227 KB on an H100.
     pub(crate) fn most_shared_bytes(&self) -> i64 {
         i64::from(self.most_shared_bytes)

@@ -75,7 +75,7 @@ impl DefaultStream {
         // SAFETY: null is libtorch's default stream; the rest is the caller's.
         unsafe {
             self.functions
-                .launch(cuda, stream, kernel, grid.into(), block, arguments)
+                .launch(cuda, stream, kernel, grid.into(), block, arguments, false)
         }
     }
 }

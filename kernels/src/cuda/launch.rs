@@ -25,6 +25,7 @@ pub(crate) enum Argument {
     Int(i32),
     Long(i64),
     Float(f32),
+    Double(f64),
 }
 
 /// How many blocks run, in x, y and z, and the dynamic shared memory of each.
@@ -117,11 +118,12 @@ impl Functions {
         Ok(handle)
     }
 
-    /// Puts a kernel on `stream` (null: libtorch's default stream), with `block` threads a block.
+    /// Puts a kernel on `stream` (null: libtorch's default stream), with `block` threads a block. With `may_overlap` it
+    /// may start before the kernel in front of it is done.
     ///
     /// # Safety
-    /// `stream` is alive, and the arguments are what the kernel takes: addresses are those of memory of this card
-    /// that is as large as the kernel expects when it runs.
+    /// `stream` is alive, the kernel waits itself where `may_overlap` (see `overlap.cuh`), and the arguments are what the
+    /// kernel takes: addresses are those of memory of this card that is as large as the kernel expects when it runs.
     ///
     /// # Errors
     /// It does not compile or can't be launched.
@@ -133,6 +135,7 @@ impl Functions {
         grid: Grid,
         block: u32,
         arguments: &[Argument],
+        may_overlap: bool,
     ) -> Result<(), KernelError> {
         cuda.enter()?;
         let function = self.get(cuda, kernel, grid.shared_bytes)?;
@@ -143,21 +146,34 @@ impl Functions {
                 Argument::Int(value) => ptr::from_ref(value).cast_mut().cast(),
                 Argument::Long(value) => ptr::from_ref(value).cast_mut().cast(),
                 Argument::Float(value) => ptr::from_ref(value).cast_mut().cast(),
+                Argument::Double(value) => ptr::from_ref(value).cast_mut().cast(),
             })
             .collect();
         let [x, y, z] = grid.blocks;
-        // SAFETY: the driver copies the arguments before it returns; the rest is the caller's.
-        check("cuLaunchKernel", unsafe {
-            sys::cuLaunchKernel(
+        let mut overlap = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                programmaticStreamSerializationAllowed: 1,
+            },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: grid.shared_bytes,
+            hStream: stream,
+            attrs: &raw mut overlap,
+            numAttrs: u32::from(may_overlap && cuda.overlaps_kernels()),
+        };
+        // SAFETY: the driver copies configuration and arguments before it returns; the rest is the caller's.
+        check("cuLaunchKernelEx", unsafe {
+            sys::cuLaunchKernelEx(
+                &raw const config,
                 function,
-                x,
-                y,
-                z,
-                block,
-                1,
-                1,
-                grid.shared_bytes,
-                stream,
                 addresses.as_mut_ptr(),
                 ptr::null_mut(),
             )
@@ -200,6 +216,7 @@ mod tests {
                 __syncthreads();
                 if (threadIdx.x == 0) out[block] = shared[25599];
             }"#,
+        overlaps: false,
     };
 
     #[test]

@@ -1,6 +1,6 @@
 //! A stream with the kernels and products that are put on it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
 use std::ptr;
 
@@ -33,6 +33,9 @@ pub struct Queue {
     functions: Functions,
     /// Tensors that work being recorded touches.
     recorded: RefCell<Option<Vec<Tensor>>>,
+    /// Whether what was put here last is a kernel that lets the next one start early. After anything else (a product of
+    /// cuBLAS, a copy, an event) a kernel starts when that is done.
+    ends_in_overlap: Cell<bool>,
 }
 
 // SAFETY: the driver's objects may be used from any thread, one at a time: Queue is not Sync.
@@ -72,6 +75,7 @@ impl Queue {
                 _workspace: workspace,
                 functions: Functions::default(),
                 recorded: RefCell::default(),
+                ends_in_overlap: Cell::new(false),
             })
         }
     }
@@ -81,7 +85,9 @@ impl Queue {
         &self.cuda
     }
 
+    /// The stream, for something other than a kernel.
     pub(super) fn stream(&self) -> sys::CUstream {
+        self.ends_in_overlap.set(false);
         self.stream
     }
 
@@ -99,7 +105,7 @@ impl Queue {
             )?;
             check(
                 "cuStreamWaitEvent",
-                sys::cuStreamWaitEvent(self.stream, self.event, 0),
+                sys::cuStreamWaitEvent(self.stream(), self.event, 0),
             )
         }
     }
@@ -128,14 +134,14 @@ impl Queue {
         // Other threads may use libtorch meanwhile.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is alive and nothing is being recorded (`recorded` is taken below).
-        let begun = unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) };
+        let begun = unsafe { sys::cuStreamBeginCapture_v2(self.stream(), mode) };
         check("cuStreamBeginCapture", begun)?;
         *self.recorded.borrow_mut() = Some(Vec::new());
         let done = work();
         let tensors = self.recorded.borrow_mut().take().unwrap_or_default();
         let mut graph = ptr::null_mut();
         // SAFETY: capture began above; after a failure the driver hands out null.
-        let ended = unsafe { sys::cuStreamEndCapture(self.stream, &mut graph) };
+        let ended = unsafe { sys::cuStreamEndCapture(self.stream(), &mut graph) };
         done?;
         check("cuStreamEndCapture", ended)?;
         // SAFETY: just captured; `tensors` are all that was touched.
@@ -171,12 +177,22 @@ impl Queue {
         block: u32,
         arguments: &[Argument],
     ) -> Result<(), KernelError> {
-        let (cuda, stream) = (&self.cuda, self.stream);
-        // SAFETY: the stream is alive; the rest is the caller's.
+        let (cuda, stream, (source, ..)) = (&self.cuda, self.stream, kernel);
+        let may_overlap = source.overlaps && self.ends_in_overlap.get();
+        // SAFETY: the stream is alive; what overlaps waits (a test reads the sources); the rest is the caller's.
         unsafe {
-            self.functions
-                .launch(cuda, stream, kernel, grid.into(), block, arguments)
+            self.functions.launch(
+                cuda,
+                stream,
+                kernel,
+                grid.into(),
+                block,
+                arguments,
+                may_overlap,
+            )?;
         }
+        self.ends_in_overlap.set(source.overlaps);
+        Ok(())
     }
 
     /// The address of a tensor of `kind` on this card; what is being recorded keeps the tensor.
@@ -245,6 +261,7 @@ impl Queue {
             |size: i64| i32::try_from(size).map_err(|_| mismatch(format!("a side of {size}")));
         let (columns_int, batch_int, inner_int) = (int(columns)?, int(batch)?, int(inner)?);
         let (one, zero) = (1.0_f32, 0.0_f32);
+        self.ends_in_overlap.set(false);
         let bf16 = blas::cudaDataType_t::CUDA_R_16BF;
         // cuBLAS counts columns first: out^T [columns, batch] = weight [columns, inner] x^T.
         // SAFETY: sizes were compared; addresses are those of contiguous tensors on this card; the factors live
@@ -298,7 +315,7 @@ impl Queue {
         };
         // SAFETY: both sides are as large; the rest is the caller's.
         check("cuMemcpyHtoDAsync", unsafe {
-            sys::cuMemcpyHtoDAsync_v2(address, from.address().cast(), bytes, self.stream)
+            sys::cuMemcpyHtoDAsync_v2(address, from.address().cast(), bytes, self.stream())
         })
     }
 
@@ -320,7 +337,7 @@ impl Queue {
         };
         // SAFETY: both sides are as large; the rest is the caller's.
         check("cuMemcpyDtoHAsync", unsafe {
-            sys::cuMemcpyDtoHAsync_v2(to.address().cast(), address, bytes, self.stream)
+            sys::cuMemcpyDtoHAsync_v2(to.address().cast(), address, bytes, self.stream())
         })
     }
 

@@ -1,4 +1,4 @@
-//! Grouped-query attention of one new token a sequence over its cache.
+//! RoPE, the cache's write and grouped-query attention of one new token a sequence over its cache.
 //!
 //! H query heads and K key heads of width D; query head h uses key head h / (H / K). D is a power of two from 16
 //! to 256. The caches are `[rows, K, D]`; token t of sequence b lies in row table[b, t / page] page + t mod page.
@@ -21,22 +21,46 @@ pub struct Heads {
     pub dim: i64,
 }
 
-/// Most query heads of a key head: each thread keeps that many softmaxes in registers.
+/// Most query heads of a key head: columns of a product of the tensor cores.
 const MAX_GROUP: i64 = 8;
-const ATTEND_THREADS: u32 = 256;
+/// Most shared memory for what the warps of a block have attended to, f32.
+const MERGED_BYTES: i64 = 32 << 10;
+/// An H100's multiprocessors, each of which has room for a block of 16 warps or two of 8.
+const MULTIPROCESSORS: i64 = 132;
+const TWICE: i64 = 2 * MULTIPROCESSORS;
 
 impl Heads {
-    /// Whether the kernels are made for these heads.
+    /// Whether the kernel is made for these heads.
     pub fn are_supported(&self) -> bool {
         let is_power = self.dim > 0 && self.dim & (self.dim - 1) == 0;
         is_power
             && (16..=256).contains(&self.dim)
             && self.queries % self.keys == 0
-            && self.queries / self.keys <= MAX_GROUP
+            && self.group() <= MAX_GROUP
     }
 
-    fn constants(&self) -> [Constant; 2] {
-        [("HEAD_DIM", self.dim), ("GROUP", self.queries / self.keys)]
+    fn group(&self) -> i64 {
+        self.queries / self.keys
+    }
+
+    /// Warps that share the keys of a sequence and key head: many where there are few of those, so that keys are read sooner.
+    fn warps(&self, batch: i64) -> i64 {
+        let wanted = match batch * self.keys {
+            ..=MULTIPROCESSORS => 16,
+            ..=TWICE => 8,
+            _ => 4,
+        };
+        let room = MERGED_BYTES / (4 * self.group() * self.dim);
+        let most = [16, 8, 4].into_iter().find(|&warps| warps <= room);
+        wanted.min(most.unwrap_or(4))
+    }
+
+    fn constants(&self, batch: i64) -> [Constant; 3] {
+        [
+            ("HEAD_DIM", self.dim),
+            ("GROUP", self.group()),
+            ("WARPS", self.warps(batch)),
+        ]
     }
 
     /// Width of queries, keys and values beside each other.
@@ -44,14 +68,12 @@ impl Heads {
         (self.queries + 2 * self.keys) * self.dim
     }
 
-    /// Compiles the kernels, which can't be done while work is recorded.
+    /// Compiles the kernel for `batch` rows, which can't be done while work is recorded.
     ///
     /// # Errors
-    /// They don't compile.
-    pub fn prepare(&self, queue: &Queue) -> Result<(), KernelError> {
-        let constants = self.constants();
-        queue.prepare(&ATTENTION, &constants, "rope_and_cache")?;
-        queue.prepare(&ATTENTION, &constants, "attend")
+    /// It does not compile.
+    pub fn prepare(&self, queue: &Queue, batch: i64) -> Result<(), KernelError> {
+        queue.prepare(&ATTENTION, &self.constants(batch), "attend")
     }
 }
 
@@ -96,69 +118,105 @@ impl Cache<'_> {
     }
 }
 
-/// Adds `bias`, turns queries (in place) and keys (half-split RoPE), and writes keys and values to the cache at
-/// each sequence's position; nothing where that is negative.
+/// What the new tokens bring.
+#[derive(Clone, Copy, Debug)]
+pub struct NewTokens<'a> {
+    /// Queries, keys and values, `[B, (H + 2 K) D]`.
+    pub qkv: &'a Tensor,
+    /// Is added to them, `[(H + 2 K) D]`.
+    pub bias: Option<&'a Tensor>,
+    /// Turns queries and keys.
+    pub rope: &'a Rope,
+    /// i32 `[B]`, on pages of the table; negative for padding.
+    pub positions: &'a Tensor,
+}
+
+/// Adds the bias, turns queries and keys (half-split RoPE) and writes keys and values to the cache at each sequence's position; then
+/// out_h = softmax(scale q_h k^T) v over the keys `0..=position` of the cache. Padding writes nothing to the cache and gets 0.
 ///
 /// # Shapes
-/// `qkv` `[B, (H + 2 K) D]`, `bias` `[(H + 2 K) D]`, `positions` i32 `[B]` on pages of the table.
+/// `out` `[B, H D]` is written, and the cache.
 ///
 /// # Errors
-/// Shapes or types that don't fit, or a refusal of the driver; here and below.
-pub fn rope_and_cache(
+/// Shapes or types that don't fit, or a refusal of the driver.
+pub fn attend(
     queue: &Queue,
     heads: Heads,
-    qkv: &Tensor,
-    bias: Option<&Tensor>,
-    rope: &Rope,
-    positions: &Tensor,
+    new: NewTokens,
     cache: Cache,
+    scale: f64,
+    out: &Tensor,
 ) -> Result<(), KernelError> {
-    check(heads, qkv, positions, cache)?;
-    let [table, width, page_bits] = cache.table_arguments(queue)?;
-    let fits = rope.frequencies.size() == [heads.dim / 2]
-        && bias.is_none_or(|bias| bias.size() == [heads.qkv_width()]);
+    check(heads, new.qkv, new.positions, cache)?;
+    let batch = new.qkv.size()[0];
+    let fits = new.rope.frequencies.size() == [heads.dim / 2]
+        && new
+            .bias
+            .is_none_or(|bias| bias.size() == [heads.qkv_width()])
+        && out.size() == [batch, heads.queries * heads.dim];
     expect(
         fits,
-        "frequencies [D / 2], bias [(H + 2 K) D]",
-        &[&rope.frequencies],
+        "frequencies [D / 2], bias [(H + 2 K) D], out [B, H D]",
+        &[&new.rope.frequencies, out],
     )?;
+    let [table, width, page_bits] = cache.table_arguments(queue)?;
     let arguments = [
-        queue.address(qkv, Kind::BFloat16)?,
-        match bias {
+        queue.address(new.qkv, Kind::BFloat16)?,
+        match new.bias {
             Some(bias) => queue.address(bias, Kind::BFloat16)?,
             None => NONE,
         },
-        queue.address(&rope.frequencies, Kind::Float)?,
-        Argument::Float(rope.factor as f32),
-        queue.address(positions, Kind::Int)?,
-        int(heads.queries)?,
-        int(heads.keys)?,
-        queue.address(cache.k, Kind::BFloat16)?,
-        queue.address(cache.v, Kind::BFloat16)?,
+        queue.address(&new.rope.frequencies, Kind::Float)?,
+        Argument::Float(new.rope.factor as f32),
+        queue.address(new.positions, Kind::Int)?,
         table,
         width,
         page_bits,
+        Argument::Float(scale as f32),
+        queue.address(cache.k, Kind::BFloat16)?,
+        queue.address(cache.v, Kind::BFloat16)?,
+        queue.address(out, Kind::BFloat16)?,
     ];
-    let pairs = heads.qkv_width() / 2;
-    let threads = (pairs.min(512) as u32).next_multiple_of(32);
-    let kernel = (&ATTENTION, &heads.constants()[..], "rope_and_cache");
+    let constants = heads.constants(batch);
+    let kernel = (&ATTENTION, &constants[..], "attend");
+    let threads = grid(32 * heads.warps(batch))?;
+    let blocks = [grid(heads.keys)?, grid(batch)?];
     // SAFETY: sizes, strides and types were compared; positions are the caller's contract.
-    unsafe { queue.launch(kernel, [grid(qkv.size()[0])?, 1], threads, &arguments) }
+    unsafe { queue.launch(kernel, blocks, threads, &arguments) }
 }
 
-/// [`rope_and_cache`], the slow way: the turned queries `[B, H, D]`; the cache is written.
-pub fn rope_and_cache_reference(
-    heads: Heads,
-    qkv: &Tensor,
-    bias: Option<&Tensor>,
-    rope: &Rope,
-    positions: &Tensor,
-    cache: Cache,
-) -> Tensor {
-    let kind = qkv.kind();
-    let qkv = bias.map_or_else(|| qkv.shallow_clone(), |bias| qkv + bias);
+/// [`attend`], the slow way, in f32; the cache is written.
+pub fn attend_reference(heads: Heads, new: NewTokens, cache: Cache, scale: f64) -> Tensor {
+    let kind = new.qkv.kind();
+    let positions = Vec::<i64>::try_from(new.positions.to_kind(Kind::Int64));
+    let positions = positions.expect("positions are a row");
+    let q = rope_and_cache(heads, new, &positions, cache);
+    let rows = positions.iter().enumerate().map(|(sequence, &position)| {
+        let q = q.get(sequence as i64).to_kind(Kind::Float);
+        if position < 0 {
+            return q.zeros_like().view([-1]);
+        }
+        let own = cache.rows(sequence as i64, position + 1);
+        let of_cache = |cache: &Tensor| {
+            let rows = cache.index_select(0, &own).transpose(0, 1);
+            let rows = rows.to_kind(Kind::Float);
+            rows.repeat_interleave_self_int(heads.group(), 0, None::<i64>)
+        };
+        let scores = of_cache(cache.k).matmul(&q.unsqueeze(2)).squeeze_dim(2) * scale;
+        let weights = scores.softmax(-1, Kind::Float).unsqueeze(1);
+        weights.matmul(&of_cache(cache.v)).view([-1])
+    });
+    Tensor::stack(&rows.collect::<Vec<_>>(), 0).to_kind(kind)
+}
+
+/// The turned queries `[B, H, D]`; turned keys and values go to the cache.
+fn rope_and_cache(heads: Heads, new: NewTokens, positions: &[i64], cache: Cache) -> Tensor {
+    let (qkv, rope, kind) = (new.qkv, new.rope, new.qkv.kind());
+    let qkv = new
+        .bias
+        .map_or_else(|| qkv.shallow_clone(), |bias| qkv + bias);
     let all = qkv.view([-1, heads.queries + 2 * heads.keys, heads.dim]);
-    let angles = positions.to_kind(Kind::Float).unsqueeze(1) * rope.frequencies.unsqueeze(0);
+    let angles = new.positions.to_kind(Kind::Float).unsqueeze(1) * rope.frequencies.unsqueeze(0);
     let both = Tensor::cat(&[&angles, &angles], 1).unsqueeze(1);
     let (cos, sin) = (both.cos() * rope.factor, both.sin() * rope.factor);
     let (cos, sin) = (cos.to_kind(kind), sin.to_kind(kind));
@@ -170,13 +228,8 @@ pub fn rope_and_cache_reference(
     let q = turned(&all.narrow(1, 0, heads.queries));
     let k = turned(&all.narrow(1, heads.queries, heads.keys));
     let v = all.narrow(1, heads.queries + heads.keys, heads.keys);
-    let positions =
-        Vec::<i64>::try_from(positions.to_kind(Kind::Int64)).expect("positions are a row");
-    for (sequence, position) in positions
-        .into_iter()
-        .enumerate()
-        .filter(|(_, position)| *position >= 0)
-    {
+    let live = positions.iter().enumerate();
+    for (sequence, &position) in live.filter(|(_, position)| **position >= 0) {
         let sequence = sequence as i64;
         let row = cache.rows(sequence, position + 1).int64_value(&[position]);
         for (cache, rows) in [(cache.k, &k), (cache.v, &v)] {
@@ -184,73 +237,6 @@ pub fn rope_and_cache_reference(
         }
     }
     q
-}
-
-/// out_h = softmax(scale q_h k^T) v over the keys `0..=position` of the cache; 0 where that is negative.
-///
-/// # Shapes
-/// `qkv` as [`rope_and_cache`] left it, `positions` i32 `[B]`; `out` `[B, H D]` is written.
-///
-/// # Errors
-/// As [`rope_and_cache`].
-pub fn attend(
-    queue: &Queue,
-    heads: Heads,
-    qkv: &Tensor,
-    positions: &Tensor,
-    cache: Cache,
-    scale: f64,
-    out: &Tensor,
-) -> Result<(), KernelError> {
-    check(heads, qkv, positions, cache)?;
-    let [table, width, page_bits] = cache.table_arguments(queue)?;
-    let batch = qkv.size()[0];
-    let fits = out.size() == [batch, heads.queries * heads.dim];
-    expect(fits, "out [B, H D]", &[out])?;
-    let arguments = [
-        queue.address(qkv, Kind::BFloat16)?,
-        Argument::Long(heads.qkv_width()),
-        queue.address(cache.k, Kind::BFloat16)?,
-        queue.address(cache.v, Kind::BFloat16)?,
-        table,
-        width,
-        page_bits,
-        queue.address(positions, Kind::Int)?,
-        Argument::Float(scale as f32),
-        queue.address(out, Kind::BFloat16)?,
-    ];
-    let kernel = (&ATTENTION, &heads.constants()[..], "attend");
-    let blocks = [grid(heads.keys)?, grid(batch)?];
-    // SAFETY: sizes, strides and types were compared; positions are the caller's contract.
-    unsafe { queue.launch(kernel, blocks, ATTEND_THREADS, &arguments) }
-}
-
-/// [`attend`], the slow way, in f32: `q` `[B, H, D]` to `[B, H D]`.
-pub fn attend_reference(
-    heads: Heads,
-    q: &Tensor,
-    positions: &Tensor,
-    cache: Cache,
-    scale: f64,
-) -> Tensor {
-    let positions =
-        Vec::<i64>::try_from(positions.to_kind(Kind::Int64)).expect("positions are a row");
-    let rows = positions.iter().enumerate().map(|(sequence, &position)| {
-        let q = q.get(sequence as i64).to_kind(Kind::Float);
-        if position < 0 {
-            return q.zeros_like().view([-1]);
-        }
-        let own = cache.rows(sequence as i64, position + 1);
-        let of_cache = |cache: &Tensor| {
-            let rows = cache.index_select(0, &own).transpose(0, 1);
-            let rows = rows.to_kind(Kind::Float);
-            rows.repeat_interleave_self_int(heads.queries / heads.keys, 0, None::<i64>)
-        };
-        let scores = of_cache(cache.k).matmul(&q.unsqueeze(2)).squeeze_dim(2) * scale;
-        let weights = scores.softmax(-1, Kind::Float).unsqueeze(1);
-        weights.matmul(&of_cache(cache.v)).view([-1])
-    });
-    Tensor::stack(&rows.collect::<Vec<_>>(), 0).to_kind(q.kind())
 }
 
 fn check(heads: Heads, qkv: &Tensor, positions: &Tensor, cache: Cache) -> Result<(), KernelError> {
@@ -263,11 +249,8 @@ fn check(heads: Heads, qkv: &Tensor, positions: &Tensor, cache: Cache) -> Result
         && cache.v.size() == size
         && table.len() == 2
         && table[0] >= batch
-        && cache.page.count_ones() == 1
-        // The kernels count eights of a layer's keys in 32 bits.
-        && cache.k.numel() / 8 < u32::MAX as usize;
-    let wanted = "qkv [B, (H + 2 K) D], positions [B], caches [rows, K, D] of at most 2^35 numbers, a table \
-                  [B, width] of pages of 2^n";
+        && cache.page.count_ones() == 1;
+    let wanted = "qkv [B, (H + 2 K) D], positions [B], caches [rows, K, D], a table [B, width] of pages of 2^n";
     expect(
         fits,
         wanted,

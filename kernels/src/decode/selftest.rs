@@ -1,12 +1,15 @@
 //! Kernels against references, on this machine's card: fresh random inputs, outputs filled with NaN beforehand,
 //! everything run twice and compared bit by bit.
 
+mod drawing;
+
 use tch::{Device, Kind, Tensor};
 
-use super::attention::{self, Cache, Heads, Rope};
+use super::attention::{self, Cache, Heads, NewTokens, Rope};
 use super::experts::{self, Gating};
+use super::sampling::Truncation;
 use super::small_products::{Epilogue, Shape, small_product, small_product_reference};
-use super::{rows, sampling};
+use super::rows;
 use crate::cuda::Queue;
 use crate::error::KernelError;
 
@@ -58,9 +61,10 @@ pub fn run(device: Device, seed: i64) -> Result<Vec<Outcome>, KernelError> {
     }
     for (heads, batch, longest) in [
         ([9, 3, 64], 5, 300),
-        ([4, 4, 16], 3, 5),
+        ([4, 4, 16], 3, 50),
         ([8, 1, 128], 2, 1000),
         ([6, 2, 256], 33, 40),
+        ([9, 3, 64], 70, 700),
     ] {
         let [queries, keys, dim] = heads;
         test.attention(Heads { queries, keys, dim }, batch, longest)?;
@@ -74,11 +78,28 @@ pub fn run(device: Device, seed: i64) -> Result<Vec<Outcome>, KernelError> {
         (32, 576, 1536),
         (32, 1536, 576),
         (17, 2048, 104),
+        (64, 576, 1536),
+        (50, 1536, 576),
     ] {
         test.small_products(batch, inner, columns)?;
     }
     for (batch, vocab) in [(3, 264), (16, 49_152), (2, 151_936)] {
         test.sampling(batch, vocab)?;
+    }
+    for (batch, vocab, [top_k, percent, min_p]) in [
+        (3, 264, [5, 100, 0]),
+        (3, 264, [0, 90, 0]),
+        (16, 49_152, [0, 95, 0]),
+        (16, 49_152, [50, 95, 0]),
+        (4, 49_152, [0, 100, 1]),
+        (2, 151_936, [1000, 99, 0]),
+    ] {
+        let truncation = Truncation {
+            top_k,
+            top_p: percent as f64 / 100.0,
+            min_p: min_p as f64 / 100.0,
+        };
+        test.truncated_sampling(batch, vocab, truncation)?;
     }
     test.products()?;
     Ok(test.outcomes)
@@ -181,16 +202,17 @@ impl Test<'_> {
                 let shape = Shape {
                     rows: batch,
                     inner,
+                    columns,
                     is_normed: norm.is_some(),
                     epilogue,
                 };
-                if !shape.is_supported(queue) {
+                if !shape.is_supported() {
                     continue;
                 }
                 let reference = [small_product_reference(
                     &x, &weight, norm, epilogue, &before,
                 )];
-                let name = format!("product of few rows {shape:?} to {columns}");
+                let name = format!("product of few rows {shape:?}");
                 self.check(name, BF16_LIMIT, &reference, || {
                     let out = match epilogue {
                         Epilogue::Added => before.copy(),
@@ -210,7 +232,8 @@ impl Test<'_> {
     /// The last row is padding, the first has no past. Pages lie in any order; entries that are not read lead nowhere.
     fn attention(&mut self, heads: Heads, batch: i64, longest: i64) -> Result<(), KernelError> {
         let (queue, device) = (self.queue, self.device);
-        let page = 16;
+        // Of four tokens in one case: fewer than a warp attends to at once.
+        let page = if heads.dim == 16 { 4 } else { 32 };
         let width = longest / page + 1;
         let num_pages = batch * width;
         let shape = [num_pages * page, heads.keys, heads.dim];
@@ -233,6 +256,12 @@ impl Test<'_> {
         };
         let name = format!("{heads:?}, {batch} sequences of up to {longest}");
         for (what, bias) in [("", None), (" with bias", Some(&bias))] {
+            let new = NewTokens {
+                qkv: &qkv,
+                bias,
+                rope: &rope,
+                positions: &positions,
+            };
             let copies = [k.copy(), v.copy()];
             let cache = Cache {
                 k: &copies[0],
@@ -240,18 +269,14 @@ impl Test<'_> {
                 table: &table,
                 page,
             };
-            let q =
-                attention::rope_and_cache_reference(heads, &qkv, bias, &rope, &positions, cache);
-            let attended = attention::attend_reference(heads, &q, &positions, cache, 0.2);
-            let live = positions.ge(0).view([batch, 1]);
-            let q = q.view([batch, -1]) * &live;
-            let references = [q, copies[0].copy(), copies[1].copy(), attended];
+            let attended = attention::attend_reference(heads, new, cache, 0.2);
+            let references = [attended, copies[0].copy(), copies[1].copy()];
             self.check(
                 format!("attention{what} {name}"),
                 BF16_LIMIT,
                 &references,
                 || {
-                    let (own, k, v) = (qkv.copy(), k.copy(), v.copy());
+                    let (k, v) = (k.copy(), v.copy());
                     let out = poison(&[batch, heads.queries * heads.dim], Kind::BFloat16, device);
                     queue.follow_default_stream()?;
                     let cache = Cache {
@@ -260,11 +285,8 @@ impl Test<'_> {
                         table: &table,
                         page,
                     };
-                    attention::rope_and_cache(queue, heads, &own, bias, &rope, &positions, cache)?;
-                    attention::attend(queue, heads, &own, &positions, cache, 0.2, &out)?;
-                    queue.wait()?;
-                    let q = own.narrow(1, 0, heads.queries * heads.dim) * &live;
-                    Ok(vec![q, k, v, out])
+                    attention::attend(queue, heads, new, cache, 0.2, &out)?;
+                    Ok(vec![out, k, v])
                 },
             )?;
         }
@@ -298,50 +320,6 @@ impl Test<'_> {
                 experts::route(queue, gating, &x, &gate, bias, &gates, &ids)?;
                 experts::combine(queue, &outputs, &gates, &y)?;
                 Ok(vec![gates, ids, y])
-            })?;
-        }
-        Ok(())
-    }
-
-    fn sampling(&mut self, batch: i64, vocab: i64) -> Result<(), KernelError> {
-        let (queue, device) = (self.queue, self.device);
-        let logits = self.random(&[batch, vocab]) * 3.0;
-        let draws = Tensor::rand([batch], (Kind::Double, device));
-        let _ = draws.get(0).fill_(1.0 - f64::EPSILON);
-        let is_allowed = |id: usize| id % 7 != 3 && id + 50 < vocab as usize;
-        let bits = sampling::allowed_bits(vocab as usize, is_allowed).to_device(device);
-        let host =
-            |x: &Tensor| Vec::<f64>::try_from(x.to_kind(Kind::Double)).expect("a row of numbers");
-        let us = host(&draws);
-        for (what, temperature, allowed) in [("", 1.0, None), (" of some ids", 0.7, Some(&bits))] {
-            let mut found: [Vec<f64>; 3] = Default::default();
-            for row in 0..batch {
-                let z: Vec<f32> = host(&logits.get(row))
-                    .into_iter()
-                    .map(|z| z as f32)
-                    .collect();
-                let may = |id: usize| allowed.is_none() || is_allowed(id);
-                let (token, logprob, entropy) =
-                    sampling::sample_reference(&z, may, temperature, us[row as usize]);
-                found[0].push(token as f64);
-                found[1].push(logprob);
-                found[2].push(entropy);
-            }
-            let references = found.map(|row| Tensor::from_slice(&row).to_device(device));
-            let name = format!("sample{what} {batch} x {vocab}");
-            self.check(name, F32_LIMIT, &references, || {
-                let tokens = poison(&[batch], Kind::Int, device);
-                let [logprobs, entropies] = [(); 2].map(|()| poison(&[batch], Kind::Float, device));
-                let rows = sampling::Rows {
-                    logits: &logits,
-                    draws: &draws,
-                    tokens: &tokens,
-                    logprobs: &logprobs,
-                    entropies: &entropies,
-                };
-                queue.follow_default_stream()?;
-                sampling::sample(queue, rows, allowed, temperature)?;
-                Ok(vec![tokens, logprobs, entropies])
             })?;
         }
         Ok(())

@@ -6,7 +6,7 @@ use kernels::cuda::Queue;
 use kernels::decode::attention::{Heads, Rope};
 use kernels::tch::{Device, Kind, Tensor};
 
-use super::{heads, output_words};
+use super::{heads, kept_words, output_words};
 use crate::config::ModelConfig;
 
 /// Buffers that all graphs share, flat, for the largest N.
@@ -24,8 +24,8 @@ pub(super) struct Buffers {
     pub(super) logits: Tensor,
     /// The largest N.
     pub(super) rows: i64,
-    /// What a step gives the host, i32: token, log-prob and entropy of each row, then the experts. All graphs share it,
-    /// so that a step finds the tokens of the one before.
+    /// What a step gives the host, i32: token, log-prob and entropy of each row, then the experts, then the ids drawn
+    /// from. All graphs share it, so that a step finds the tokens of the one before.
     pub(super) output: Tensor,
 }
 
@@ -113,7 +113,10 @@ impl Buffers {
             logits: wide(config.vocab_size),
             rows,
             output: Tensor::zeros(
-                [output_words(config, rows as usize) as i64],
+                [
+                    (output_words(config, rows as usize, None) + rows as usize * kept_words(config))
+                        as i64,
+                ],
                 (Kind::Int, device),
             ),
         }

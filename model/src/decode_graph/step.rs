@@ -1,6 +1,7 @@
 //! What goes into a decode step and what comes out, row by row: word by word of the buffers between host and card.
 
 use kernels::cuda::Launched;
+use kernels::decode::sampling::kept_ids;
 use kernels::tch::Tensor;
 
 /// Where a row of a step finds the token that it forwards.
@@ -39,6 +40,8 @@ pub struct DecodedStep<'a> {
     pub(super) rows: usize,
     /// Layers with experts times experts a token.
     pub(super) routing_width: usize,
+    /// Words of the ids that a row was drawn from; 0 where nothing truncates.
+    pub(super) kept_words: usize,
     /// Logits `[B, V]` bf16, where the graph does not sample; the next step overwrites them.
     pub logits: Option<Tensor>,
 }
@@ -48,7 +51,8 @@ pub struct DecodedStep<'a> {
 pub struct DrawnToken {
     /// Token id.
     pub id: u32,
-    /// Log-prob over all columns of the logits after temperature; NaN where they are not finite.
+    /// Log-prob over what it was drawn from (all columns of the logits where nothing truncates) after temperature; NaN
+    /// where logits are not finite.
     pub logprob: f32,
     /// Entropy over the allowed ids, nats.
     pub entropy: f32,
@@ -63,6 +67,13 @@ impl DecodedStep<'_> {
             logprob: f32::from_bits(word(1)),
             entropy: f32::from_bits(word(2)),
         }
+    }
+
+    /// The ids that `row` was drawn from, ascending; none where nothing truncates.
+    pub fn kept(&self, row: usize) -> Vec<u32> {
+        let routing_words = (self.rows * self.routing_width).div_ceil(2);
+        let first = 3 * self.rows + routing_words + row * self.kept_words;
+        kept_ids(&self.words[first..first + self.kept_words])
     }
 
     /// The experts of row `row`, `[num_moe_layers, top_k]` flattened.
@@ -97,10 +108,12 @@ mod tests {
         words[5] = 2.0_f32.to_bits().cast_signed();
         // Routing of two rows with three numbers each: 1 2 3, 4 5 65535.
         words.extend([0x0002_0001, 0x0004_0003, 0xFFFF_0005_u32.cast_signed()]);
+        words.extend([1, 2, 0, 0b1001]);
         let step = DecodedStep {
             words: &words,
             rows: 2,
             routing_width: 3,
+            kept_words: 2,
             logits: None,
         };
         let first = step.drawn(0);
@@ -108,5 +121,7 @@ mod tests {
         assert_eq!((step.drawn(1).id, step.drawn(1).entropy), (8, 2.0));
         assert_eq!(step.experts(0).collect::<Vec<_>>(), [1, 2, 3]);
         assert_eq!(step.experts(1).collect::<Vec<_>>(), [4, 5, 65_535]);
+        assert_eq!(step.kept(0), [0, 33]);
+        assert_eq!(step.kept(1), [32, 35]);
     }
 }

@@ -145,7 +145,7 @@ impl Engine<'_> {
             let token = SampledToken {
                 id: drawn.id,
                 logprob: drawn.logprob,
-                kept: Vec::new(),
+                kept: step.kept(row),
                 entropy: drawn.entropy,
             };
             num_finished += self.record(id, token, policy_version)?;

@@ -1,11 +1,11 @@
 //! Whether decode steps run as CUDA graphs.
 
-use model::{GraphDecoder, GraphSampling, LentDecoder, Transformer};
+use model::{GraphDecoder, GraphSampling, LentDecoder, Transformer, Truncation};
 
 use crate::generation::GenerationSettings;
 
 /// A decoder for `num_slots` sequences where the model, the settings and the machine allow it. It draws the tokens
-/// too, unless they are truncated or greedy.
+/// too, unless they are greedy.
 pub(super) fn decoder<'a>(
     model: &'a Transformer,
     settings: &GenerationSettings,
@@ -15,10 +15,14 @@ pub(super) fn decoder<'a>(
         return None;
     }
     let config = &settings.sampling;
-    let draws = config.temperature > 0.0 && !config.truncates();
-    let sampling = draws.then(|| GraphSampling {
+    let sampling = (config.temperature > 0.0).then(|| GraphSampling {
         temperature: config.temperature,
         allowed: settings.vocabulary.flags(model.config().vocab_size),
+        truncation: config.truncates().then_some(Truncation {
+            top_k: config.top_k,
+            top_p: config.top_p,
+            min_p: config.min_p,
+        }),
     });
     match model.decoder(num_slots, sampling) {
         Ok(decoder) => Some(decoder),

@@ -41,8 +41,8 @@ fn steps_that_run_ahead_record_what_they_drew() {
         };
         let model = load_on(&config, Kind::BFloat16, device);
         // All at once, and with samples that wait for the slots of those that end.
-        for num_slots in [14, 3] {
-            let settings = settings(whole(), num_slots);
+        for (sampling, num_slots) in [(whole(), 14), (whole(), 3), (truncated(), 14)] {
+            let settings = settings(sampling.clone(), num_slots);
             for settles in [false, true] {
                 let (samples, stats, num_ahead) = play(&model, &settings, settles);
                 assert!(num_ahead > 0, "some steps run ahead");
@@ -52,12 +52,18 @@ fn steps_that_run_ahead_record_what_they_drew() {
                     stats.decoded_tokens,
                     lens().map(|len| len - 1).sum::<usize>()
                 );
-                let found = compare(&model, &samples, 1.0, ALL);
-                let what =
-                    format!("experts {moe}, {num_slots} slots, settles {settles}: {found:?}");
+                let found = compare(&model, &samples, sampling.temperature, ALL);
+                let what = format!(
+                    "experts {moe}, {sampling:?}, {num_slots} slots, settles {settles}: {found:?}"
+                );
                 eprintln!("{what}, {num_ahead} steps ahead");
                 assert!(found.mean < BF16_MEAN && found.max < BF16_MAX, "{what}");
                 for sample in samples.iter().flatten() {
+                    for (index, token) in sample.tokens.iter().enumerate() {
+                        let kept = sample.kept.row(index);
+                        assert!(kept.len() <= sampling.top_k, "{kept:?}");
+                        assert_eq!(kept.contains(token), sampling.truncates());
+                    }
                     let (last, before) = sample.tokens.split_last().unwrap();
                     assert!(before.iter().all(|token| !STOP.contains(token)));
                     let is_stopped = sample.finish_reason == FinishReason::Stop;

@@ -3,21 +3,29 @@
 use std::rc::Rc;
 
 use kernels::cuda::Queue;
-use kernels::decode::attention::{self, Cache, Heads};
-use kernels::decode::sampling;
+use kernels::decode::attention::{self, Cache, Heads, NewTokens, Rope};
+use kernels::decode::sampling::{self, Truncation};
 use kernels::tch::{self, Kind, Tensor};
 
 use super::{Operation, Shapes};
 
 const PAGE_TOKENS: i64 = model::pages::PAGE_TOKENS as i64;
 
-/// Attention over the cache, and sampling.
+/// RoPE with attention over the cache, and sampling, whole and truncated.
 pub(super) fn all(shapes: &Shapes) -> Vec<Operation> {
     // Kernels of a decode step are made for bf16 on a GPU.
     let is_known = shapes.kind == Kind::BFloat16 && shapes.device.is_cuda();
     let queue = is_known.then(|| Queue::new(shapes.device).ok()).flatten();
     let queue = queue.map(Rc::new);
-    let mut rows = vec![draws(shapes, queue.as_ref())];
+    let top_p = Truncation {
+        top_k: 0,
+        top_p: 0.95,
+        min_p: 0.0,
+    };
+    let mut rows = vec![
+        draws(shapes, queue.as_ref(), None),
+        draws(shapes, queue.as_ref(), Some(top_p)),
+    ];
     if shapes.config.mla.is_none() {
         rows.insert(0, cached_attention(shapes, queue.as_ref()));
     }
@@ -52,16 +60,25 @@ fn cached_attention(shapes: &Shapes, queue: Option<&Rc<Queue>>) -> Operation {
         let positions = Tensor::full([batch], len - 1, (Kind::Int, shapes.device));
         let out = Tensor::zeros([batch, queries * dim], (shapes.kind, shapes.device));
         let table = Tensor::arange(batch * pages, (Kind::Int, shapes.device)).view([batch, pages]);
+        let rope = Rope {
+            frequencies: Tensor::zeros([dim / 2], (Kind::Float, shapes.device)),
+            factor: 1.0,
+        };
         let queue = queue.clone();
         let run = move || {
+            let new = NewTokens {
+                qkv: &qkv,
+                bias: None,
+                rope: &rope,
+                positions: &positions,
+            };
             let cache = Cache {
                 table: &table,
                 page: PAGE_TOKENS,
                 k: &cache[0],
                 v: &cache[1],
             };
-            attention::attend(&queue, heads, &qkv, &positions, cache, scale, &out)
-                .expect("sizes fit");
+            attention::attend(&queue, heads, new, cache, scale, &out).expect("sizes fit");
         };
         Box::new(run) as Box<dyn Fn()>
     });
@@ -81,7 +98,7 @@ fn cached_attention(shapes: &Shapes, queue: Option<&Rc<Queue>>) -> Operation {
     }
 }
 
-fn draws(shapes: &Shapes, queue: Option<&Rc<Queue>>) -> Operation {
+fn draws(shapes: &Shapes, queue: Option<&Rc<Queue>>, truncation: Option<Truncation>) -> Operation {
     let (batch, vocab) = (
         shapes.shape.samples() as i64,
         shapes.config.vocab_size as i64,
@@ -94,6 +111,7 @@ fn draws(shapes: &Shapes, queue: Option<&Rc<Queue>>) -> Operation {
         let tokens = Tensor::zeros([batch], (Kind::Int, shapes.device));
         let [logprobs, entropies] =
             [(); 2].map(|()| Tensor::zeros([batch], (Kind::Float, shapes.device)));
+        let kept = Tensor::zeros([batch, (vocab + 31) / 32], (Kind::Int, shapes.device));
         let run = move || {
             let rows = sampling::Rows {
                 logits: &logits,
@@ -102,26 +120,38 @@ fn draws(shapes: &Shapes, queue: Option<&Rc<Queue>>) -> Operation {
                 logprobs: &logprobs,
                 entropies: &entropies,
             };
-            sampling::sample(&queue, rows, None, 1.0).expect("sizes fit");
+            match truncation {
+                None => sampling::sample(&queue, rows, None, 1.0),
+                Some(truncation) => {
+                    sampling::sample_truncated(&queue, rows, None, 1.0, truncation, &kept)
+                }
+            }
+            .expect("sizes fit");
         };
         Box::new(run) as Box<dyn Fn()>
     });
     Operation {
-        name: format!("sampling {batch}x{vocab}"),
+        name: match truncation {
+            None => format!("sampling {batch}x{vocab}"),
+            Some(Truncation { top_p, .. }) => format!("sampling {batch}x{vocab}, top_p {top_p}"),
+        },
         work: shapes.work(0.0, numbers),
         fused,
-        plain: Some(Box::new(move || {
-            tch::no_grad(|| {
-                let all = logits.log_softmax(-1, Kind::Float);
-                let probabilities = all.exp();
-                let entropies = -(&probabilities * &all).sum_dim_intlist(-1, false, Kind::Float);
-                let sums = probabilities.cumsum(-1, Kind::Double);
-                let tokens = draws
-                    .unsqueeze(1)
-                    .searchsorted(&sums, false, true, "right", None::<&Tensor>)
-                    .clamp_max(vocab - 1);
-                drop((all.gather(1, &tokens, false), entropies));
-            });
-        })),
+        plain: truncation.is_none().then(|| {
+            Box::new(move || {
+                tch::no_grad(|| {
+                    let all = logits.log_softmax(-1, Kind::Float);
+                    let probabilities = all.exp();
+                    let entropies =
+                        -(&probabilities * &all).sum_dim_intlist(-1, false, Kind::Float);
+                    let sums = probabilities.cumsum(-1, Kind::Double);
+                    let tokens = draws
+                        .unsqueeze(1)
+                        .searchsorted(&sums, false, true, "right", None::<&Tensor>)
+                        .clamp_max(vocab - 1);
+                    drop((all.gather(1, &tokens, false), entropies));
+                });
+            }) as Box<dyn Fn()>
+        }),
     }
 }
