@@ -7,9 +7,9 @@ use tch::{Device, Kind, Tensor};
 
 use super::attention::{self, Cache, Heads, NewTokens, Rope};
 use super::experts::{self, Gating};
+use super::rows;
 use super::sampling::Truncation;
 use super::small_products::{Epilogue, Shape, small_product, small_product_reference};
-use super::rows;
 use crate::cuda::Queue;
 use crate::error::KernelError;
 
