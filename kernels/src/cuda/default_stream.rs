@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use tch::Device;
 
 use super::context::Cuda;
-use super::launch::{Argument, Functions, Grid, Kernel};
+use super::launch::{Argument, Functions, Grid, Kernel, Place};
 use crate::error::KernelError;
 
 /// A card whose default stream kernels are put on.
@@ -71,11 +71,14 @@ impl DefaultStream {
         block: u32,
         arguments: &[Argument],
     ) -> Result<(), KernelError> {
-        let (cuda, stream) = (&self.cuda, ptr::null_mut());
+        let place = Place {
+            stream: ptr::null_mut(),
+            may_overlap: false,
+        };
         // SAFETY: null is libtorch's default stream; the rest is the caller's.
         unsafe {
             self.functions
-                .launch(cuda, stream, kernel, grid.into(), block, arguments, false)
+                .launch(&self.cuda, place, kernel, grid.into(), block, arguments)
         }
     }
 }

@@ -60,6 +60,15 @@ impl From<[u32; 2]> for Grid {
     }
 }
 
+/// Where a kernel goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// Null: libtorch's default stream.
+    pub(super) stream: sys::CUstream,
+    /// Whether the kernel may start before the one in front of it is done.
+    pub(super) may_overlap: bool,
+}
+
 /// The functions loaded so far, which any thread may launch.
 #[derive(Debug, Default)]
 pub(super) struct Functions {
@@ -118,11 +127,10 @@ impl Functions {
         Ok(handle)
     }
 
-    /// Puts a kernel on `stream` (null: libtorch's default stream), with `block` threads a block. With `may_overlap` it
-    /// may start before the kernel in front of it is done.
+    /// Puts a kernel on the stream of `place`, with `block` threads a block.
     ///
     /// # Safety
-    /// `stream` is alive, the kernel waits itself where `may_overlap` (see `overlap.cuh`), and the arguments are what the
+    /// The stream is alive, the kernel waits itself where it may overlap (see `overlap.cuh`), and the arguments are what the
     /// kernel takes: addresses are those of memory of this card that is as large as the kernel expects when it runs.
     ///
     /// # Errors
@@ -130,12 +138,11 @@ impl Functions {
     pub(super) unsafe fn launch(
         &self,
         cuda: &Cuda,
-        stream: sys::CUstream,
+        place: Place,
         kernel: Kernel,
         grid: Grid,
         block: u32,
         arguments: &[Argument],
-        may_overlap: bool,
     ) -> Result<(), KernelError> {
         cuda.enter()?;
         let function = self.get(cuda, kernel, grid.shared_bytes)?;
@@ -165,9 +172,9 @@ impl Functions {
             blockDimY: 1,
             blockDimZ: 1,
             sharedMemBytes: grid.shared_bytes,
-            hStream: stream,
+            hStream: place.stream,
             attrs: &raw mut overlap,
-            numAttrs: u32::from(may_overlap && cuda.overlaps_kernels()),
+            numAttrs: u32::from(place.may_overlap && cuda.overlaps_kernels()),
         };
         // SAFETY: the driver copies configuration and arguments before it returns; the rest is the caller's.
         check("cuLaunchKernelEx", unsafe {

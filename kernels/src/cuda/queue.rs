@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 use super::compile::{Constant, Source};
 use super::context::{Cuda, check};
 use super::graph::Graph;
-use super::launch::{Argument, Functions, Grid, Kernel};
+use super::launch::{Argument, Functions, Grid, Kernel, Place};
 use super::pinned::{Number, Pinned};
 use crate::error::KernelError;
 
@@ -177,19 +177,15 @@ impl Queue {
         block: u32,
         arguments: &[Argument],
     ) -> Result<(), KernelError> {
-        let (cuda, stream, (source, ..)) = (&self.cuda, self.stream, kernel);
-        let may_overlap = source.overlaps && self.ends_in_overlap.get();
+        let (cuda, (source, ..)) = (&self.cuda, kernel);
+        let place = Place {
+            stream: self.stream,
+            may_overlap: source.overlaps && self.ends_in_overlap.get(),
+        };
         // SAFETY: the stream is alive; what overlaps waits (a test reads the sources); the rest is the caller's.
         unsafe {
-            self.functions.launch(
-                cuda,
-                stream,
-                kernel,
-                grid.into(),
-                block,
-                arguments,
-                may_overlap,
-            )?;
+            self.functions
+                .launch(cuda, place, kernel, grid.into(), block, arguments)?;
         }
         self.ends_in_overlap.set(source.overlaps);
         Ok(())

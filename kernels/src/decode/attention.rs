@@ -27,7 +27,6 @@ const MAX_GROUP: i64 = 8;
 const MERGED_BYTES: i64 = 32 << 10;
 /// An H100's multiprocessors, each of which has room for a block of 16 warps or two of 8.
 const MULTIPROCESSORS: i64 = 132;
-const TWICE: i64 = 2 * MULTIPROCESSORS;
 
 impl Heads {
     /// Whether the kernel is made for these heads.
@@ -45,9 +44,9 @@ impl Heads {
 
     /// Warps that share the keys of a sequence and key head: many where there are few of those, so that keys are read sooner.
     fn warps(&self, batch: i64) -> i64 {
-        let wanted = match batch * self.keys {
-            ..=MULTIPROCESSORS => 16,
-            ..=TWICE => 8,
+        let wanted = match (batch * self.keys - 1) / MULTIPROCESSORS {
+            0 => 16,
+            1 => 8,
             _ => 4,
         };
         let room = MERGED_BYTES / (4 * self.group() * self.dim);
