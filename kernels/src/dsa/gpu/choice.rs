@@ -52,9 +52,9 @@ type Speeds = [f64; 2];
 const GATHERED_BY_WGMMA: Speeds = [390e12, 255e12];
 /// Other gathered keys, rows of heads that a block has and leaves empty counted.
 const GATHERED: Speeds = [92e12, 46e12];
-const MASKED: Speeds = [360e12, 205e12];
+const MASKED: Speeds = [335e12, 205e12];
 /// Seconds for the mask of a pair.
-const MASK_SECS: [f64; 2] = [44e-12, 0.0];
+const MASK_SECS: [f64; 2] = [18e-12, 0.0];
 /// Masks that a backward pass may keep, in bytes.
 const MOST_MASK_BYTES: i64 = 1 << 29;
 
@@ -180,6 +180,7 @@ mod tests {
             (32_768, Way::Gathered),
         ] {
             assert_eq!(chosen(len, true, GROUPED), way, "{len}");
+            assert_eq!(chosen(len, false, GROUPED), way, "{len}");
         }
     }
 }
