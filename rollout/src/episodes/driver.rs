@@ -408,8 +408,8 @@ impl<'a> Driver<'a> {
                 &prompt,
                 &sample.verdict,
                 &messages,
-                // Without a stop a service failed, and the sample is invalid.
-                stop.unwrap_or(Stop::Answered),
+                // Without a stop no answer was given, or a service failed and the sample is invalid.
+                stop.unwrap_or(Stop::Length),
                 (num_tokens, max_tokens),
             );
             sample
